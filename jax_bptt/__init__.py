@@ -1,0 +1,19 @@
+"""Backpropagation through time, exact and fast, for any step function in JAX.
+
+    h_t, ŷ_t = step(θ, h_{t−1}, x_t)        a step of one sequence, written by the user
+    L        = Σ_t ℓ(ŷ_t, y_t)
+
+    gradient = bptt(step, loss)
+    (loss, state), grads = gradient(params, state, xs, targets)
+
+Letters for dimensions, everywhere: T time, B batch, H hidden, I inputs, O outputs; W steps in a window and R = W·B
+rows of it, inside the library. Arrays have time first, then batch. Suffixes for time: `h_t`, `h_tm1` (h_{t−1}).
+
+The way of the data: `split` cuts the step by what it depends on; `windows` cuts time; `forward` computes the states;
+`reverse` holds the gradient of a window; `bptt` puts them together. `reference` has the same by `jax.grad`.
+"""
+
+from jax_bptt import cells, losses
+from jax_bptt.model import Cell
+
+__all__ = ["Cell", "cells", "losses"]

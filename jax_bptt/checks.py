@@ -1,0 +1,249 @@
+"""What is checked before anything is compiled: options when a gradient function is built, arguments when it is called.
+
+Every message names the argument, what was found and what was expected. All checks are of structures, shapes and
+dtypes, never of values, so that they run once, while tracing.
+"""
+
+import inspect
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_bptt.model import Loss, Step
+from jax_bptt.windows import example
+
+ARGUMENTS = ("params", "state", "xs")
+
+
+class Call(NamedTuple):
+    """The arguments of a gradient function, checked; their leaves are arrays."""
+
+    params: Any
+    state: Any  # [B, …]
+    xs: Any  # [T, B, …]
+    targets: Any  # [T, B, …]
+    mask: jax.Array | None  # [T, B], in the dtype of the loss
+    steps: int  # T
+    batch: int  # B
+    loss_dtype: Any
+
+
+def check_choice(name: str, found: Any, choices: Sequence[str]) -> None:
+    """One of several strings."""
+    if not isinstance(found, str) or found not in choices:
+        expected = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: found {found!r}, expected one of {expected}")
+
+
+def check_count(name: str, found: Any) -> int:
+    """A positive integer, known while tracing."""
+    try:
+        count = operator.index(found)
+    except TypeError as error:
+        raise TypeError(f"{name}: found {_describe(found)}, expected a positive integer") from error
+    if isinstance(found, bool):
+        raise TypeError(f"{name}: found {found}, expected a positive integer")
+    if count < 1:
+        raise ValueError(f"{name}: found {count}, expected at least 1")
+    return count
+
+
+def check_loss(loss: Any) -> None:
+    """A function."""
+    if not callable(loss):
+        raise TypeError(f"loss: found {_describe(loss)}, expected a function loss(output, target) -> scalar")
+
+
+def check_argnums(argnums: Any) -> tuple[int, ...]:
+    """One of 0, 1 and 2, or several; returned as a tuple."""
+    several = argnums if isinstance(argnums, tuple | list) else (argnums,)
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in several):
+        raise TypeError(f"argnums: found {argnums!r}, expected an integer or a sequence of integers")
+    if not several or any(n not in (0, 1, 2) for n in several) or len(set(several)) < len(several):
+        raise ValueError(f"argnums: found {argnums!r}, expected 0 (params), 1 (state), 2 (xs), or several of them")
+    return tuple(several)
+
+
+def check_call(
+    step: Step,
+    loss: Loss,
+    argnums: Sequence[int],
+    params: Any,
+    state: Any,
+    xs: Any,
+    targets: Any,
+    mask: Any,
+) -> Call:
+    """All arguments of a call, against each other and against what step and loss make of them.
+
+    Raises:
+        TypeError: for a wrong structure or dtype.
+        ValueError: for a wrong shape.
+    """
+    params, state, xs, targets = (
+        _arrays(name, tree) for name, tree in zip((*ARGUMENTS, "targets"), (params, state, xs, targets), strict=True)
+    )
+    steps, batch = _check_axes(state, xs, targets)
+    for n in argnums:
+        _check_differentiable(ARGUMENTS[n], (params, state, xs)[n])
+    output = _check_step(step, params, state, xs)
+    loss_dtype = _check_loss_value(loss, output, example(targets, 2))
+    return Call(params, state, xs, targets, _check_mask(mask, steps, batch, loss_dtype), steps, batch, loss_dtype)
+
+
+def _check_axes(state: Any, xs: Any, targets: Any) -> tuple[int, int]:
+    for name, tree, axes in (("state", state, "[B, …]"), ("xs", xs, "[T, B, …]"), ("targets", targets, "[T, B, …]")):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        if not leaves and name != "targets":
+            raise ValueError(f"{name}: found no arrays in it, expected arrays of {axes}" + _NO_INPUTS.get(name, ""))
+        for path, leaf in leaves:
+            if leaf.ndim < axes.count(","):
+                raise ValueError(f"{_path(name, path)}: found shape {leaf.shape}, expected {axes}")
+    (first_path, first), *_ = jax.tree_util.tree_leaves_with_path(xs)
+    steps, batch = first.shape[:2]
+    first_name = _path("xs", first_path)
+    if steps == 0:
+        raise ValueError(f"{first_name}: found shape {first.shape} with T = 0 time steps, expected at least one")
+    if batch == 0:
+        raise ValueError(f"{first_name}: found shape {first.shape} with B = 0 examples, expected at least one")
+    for name, tree in (("xs", xs), ("targets", targets)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if leaf.shape[0] != steps:
+                raise ValueError(
+                    f"{_path(name, path)}: found {leaf.shape[0]} time steps (shape {leaf.shape}), expected {steps} "
+                    f"as in {first_name} (shape {first.shape})"
+                )
+    for name, tree, axis in (("state", state, 0), ("xs", xs, 1), ("targets", targets, 1)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if leaf.shape[axis] != batch:
+                raise ValueError(
+                    f"{_path(name, path)}: found a batch of {leaf.shape[axis]} (shape {leaf.shape}, batch on axis "
+                    f"{axis}), expected {batch} as in {first_name} (shape {first.shape}, batch on axis 1)"
+                )
+    return steps, batch
+
+
+_NO_INPUTS = {"xs": "; for a recurrence without inputs pass jnp.zeros((T, B, 0))"}
+
+
+def _check_differentiable(name: str, tree: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"argnums: found {ARGUMENTS.index(name)}, which asks for the gradient with respect to {name}, but "
+                f"{_path(name, path)} has dtype {leaf.dtype}; expected floating-point (or complex) arrays only"
+            )
+
+
+def _check_step(step: Step, params: Any, state: Any, xs: Any) -> Any:
+    """The shapes of the output of one example."""
+    one_state, one_x = example(state, 1), example(xs, 2)
+    try:
+        returned = jax.eval_shape(step, params, one_state, one_x)
+    except Exception as error:
+        if _takes_batch(step, params, state, xs):
+            raise ValueError(_WRITTEN_FOR_BATCH) from error
+        error.add_note(f"This was raised by step(params, state, x) of one example, {_shapes(one_state, one_x)}.")
+        raise
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(f"model: found a step that returns {_describe(returned)}, expected a pair (state, output)")
+    new_state, output = returned
+    if jax.tree.structure(new_state) != jax.tree.structure(one_state):
+        raise TypeError(
+            f"model: found a step that returns a state of structure {jax.tree.structure(new_state)}, expected that of "
+            f"the state that it gets, {jax.tree.structure(one_state)}"
+        )
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(one_state), jax.tree.leaves(new_state), strict=True
+    ):
+        if new.shape != old.shape:
+            if _takes_batch(step, params, state, xs):
+                raise ValueError(_WRITTEN_FOR_BATCH)
+            raise ValueError(
+                f"model: found a step that returns {_path('state', path)} of shape {new.shape}, expected {old.shape} "
+                "as it gets (of one example, without time and batch axes)"
+            )
+        if new.dtype != old.dtype:
+            raise TypeError(
+                f"model: found a step that returns {_path('state', path)} of dtype {new.dtype}, expected {old.dtype} "
+                "as it gets"
+            )
+    return output
+
+
+_WRITTEN_FOR_BATCH = (
+    "model: found a step that was written for a batch: it takes states and inputs of [B, …] and not those of one "
+    "example; expected step(params, state, x) of one example, without time and batch axes (the library adds them)"
+)
+
+
+def _takes_batch(step: Step, params: Any, state: Any, xs: Any) -> bool:
+    """Whether the step returns the state that it gets, if it gets a whole batch."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    try:
+        new_state, _ = jax.eval_shape(step, params, shapes, example(xs, 1))
+    except Exception:  # whatever the step raises, it does not take a batch
+        return False
+    return jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, shapes)
+
+
+def _check_loss_value(loss: Loss, output: Any, target: Any) -> Any:
+    """The dtype of the loss."""
+    try:
+        value = jax.eval_shape(loss, output, target)
+    except Exception as error:
+        error.add_note(f"This was raised by loss(output, target) of one example, {_shapes(output, target)}.")
+        raise
+    if not isinstance(value, jax.ShapeDtypeStruct) or value.shape != ():
+        raise ValueError(
+            f"loss: found a function that returns {_describe(value)}, expected a scalar for one step of one example"
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"loss: found a function that returns dtype {value.dtype}, expected a real floating-point one")
+    return value.dtype
+
+
+def _check_mask(mask: Any, steps: int, batch: int, dtype: Any) -> jax.Array | None:
+    if mask is None:
+        return None
+    mask = _arrays("mask", mask)
+    if not isinstance(mask, jax.Array):
+        raise TypeError(f"mask: found {_describe(mask)}, expected an array of [T] or [T, B]")
+    if not (mask.dtype == bool or jnp.issubdtype(mask.dtype, jnp.integer) or jnp.issubdtype(mask.dtype, jnp.floating)):
+        raise TypeError(f"mask: found dtype {mask.dtype}, expected booleans or real numbers")
+    if mask.shape not in ((steps,), (steps, batch)):
+        raise ValueError(
+            f"mask: found shape {mask.shape}, expected [T] = ({steps},) or [T, B] = ({steps}, {batch}) as in xs"
+        )
+    mask = mask.astype(dtype)
+    return mask if mask.ndim == 2 else jnp.broadcast_to(mask[:, None], (steps, batch))
+
+
+def _arrays(name: str, tree: Any) -> Any:
+    def array(path, leaf):
+        try:
+            return jnp.asarray(leaf)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{_path(name, path)}: found {_describe(leaf)}, expected an array") from error
+
+    return jax.tree_util.tree_map_with_path(array, tree)
+
+
+def _path(name: str, path: Any) -> str:
+    return name + jax.tree_util.keystr(path)
+
+
+def _shapes(first: Any, second: Any) -> str:
+    text = [jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (first, second)]
+    return f"called with {text[0]} and {text[1]}"
+
+
+def _describe(value: Any) -> str:
+    if inspect.isfunction(value):
+        return f"the function {value.__name__}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return f"{value!r} of type {type(value).__name__}"

@@ -1,0 +1,69 @@
+"""Losses of one step of one example, `loss(output, target) -> scalar`, over those of optax."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax_bptt.model import Loss
+
+
+def squared_error(output: jax.Array, target: jax.Array) -> jax.Array:
+    """Half the squared distance, ℓ = ½‖ŷ − y‖².
+
+    Args:
+        output: ŷ, an array of any shape, `[O]` as a rule.
+        target: y, an array of the same shape.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if jnp.shape(output) != jnp.shape(target):
+        raise ValueError(
+            f"target: found shape {jnp.shape(target)}, expected that of the output, {jnp.shape(output)}, "
+            "of one step of one example"
+        )
+    return jnp.sum(optax.losses.l2_loss(output, target))
+
+
+def softmax_cross_entropy(output: jax.Array, target: jax.Array) -> jax.Array:
+    """Cross-entropy of a softmax with an integer label, ℓ = −log softmax(ŷ)_y, in nats.
+
+    Args:
+        output: ŷ, unnormalised log-probabilities, `[O]`, or `[…, O]` for several labels a step, which are summed.
+        target: y, labels in 0 … O − 1, integers of `[]`, or `[…]`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        TypeError: if the labels are not integers.
+        ValueError: if the shape of the labels is not that of the output without its last axis.
+    """
+    if not jnp.issubdtype(jnp.result_type(target), jnp.integer):
+        raise TypeError(f"target: found dtype {jnp.result_type(target)}, expected integer labels")
+    if jnp.ndim(output) == 0 or jnp.shape(output)[:-1] != jnp.shape(target):
+        raise ValueError(
+            f"target: found labels of shape {jnp.shape(target)} for an output of shape {jnp.shape(output)}, expected "
+            "the shape of the output without its last axis, of one step of one example"
+        )
+    return jnp.sum(optax.losses.softmax_cross_entropy_with_integer_labels(output, target))
+
+
+def masked(loss: Loss):
+    """`loss` times a weight, as `(output, target, weight) -> scalar`.
+
+    Where the weight is zero, loss and gradient are zero whatever output and target hold, NaN included: the cotangent
+    is cut on its way out of the loss, where 0 · NaN would get through, and on its way into the output.
+    """
+
+    def weighted(output: Any, target: Any, weight: jax.Array) -> jax.Array:
+        counts = weight != 0
+        output = jax.tree.map(lambda y: jnp.where(counts, y, jax.lax.stop_gradient(y)), output)
+        return jnp.where(counts, weight * loss(output, target), 0)
+
+    return weighted
