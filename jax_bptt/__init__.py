@@ -13,7 +13,8 @@ The way of the data: `split` cuts the step by what it depends on; `windows` cuts
 `reverse` holds the gradient of a window; `bptt` puts them together. `reference` has the same by `jax.grad`.
 """
 
-from jax_bptt import cells, losses
+from jax_bptt import cells, losses, reference
+from jax_bptt.bptt import bptt, state_gradients
 from jax_bptt.model import Cell
 
-__all__ = ["Cell", "cells", "losses"]
+__all__ = ["Cell", "bptt", "cells", "losses", "reference", "state_gradients"]
