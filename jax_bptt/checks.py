@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_bptt.model import Loss, Step
 from jax_bptt.windows import example
@@ -181,13 +182,20 @@ _WRITTEN_FOR_BATCH = (
 
 
 def _takes_batch(step: Step, params: Any, state: Any, xs: Any) -> bool:
-    """Whether the step returns the state that it gets, if it gets a whole batch."""
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-    try:
-        new_state, _ = jax.eval_shape(step, params, shapes, example(xs, 1))
-    except Exception:  # whatever the step raises, it does not take a batch
-        return False
-    return jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, shapes)
+    """Whether the step returns a state like the one it gets, if it gets a whole batch of any size."""
+
+    def takes(extra: int) -> bool:
+        def batch_of(leaf):
+            return jax.ShapeDtypeStruct((leaf.shape[0] + extra, *leaf.shape[1:]), leaf.dtype)
+
+        batched = jax.tree.map(batch_of, state)
+        try:
+            new_state, _ = jax.eval_shape(step, params, batched, jax.tree.map(batch_of, example(xs, 1)))
+        except Exception:  # whatever the step raises, it does not take a batch
+            return False
+        return jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, batched)
+
+    return takes(0) and takes(1)
 
 
 def _check_loss_value(loss: Loss, output: Any, target: Any) -> Any:
@@ -225,9 +233,11 @@ def _check_mask(mask: Any, steps: int, batch: int, dtype: Any) -> jax.Array | No
 def _arrays(name: str, tree: Any) -> Any:
     def array(path, leaf):
         try:
-            return jnp.asarray(leaf)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{_path(name, path)}: found {_describe(leaf)}, expected an array") from error
+            if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+                return jnp.asarray(leaf)
+        except TypeError:  # a NumPy array of objects
+            pass
+        raise TypeError(f"{_path(name, path)}: found {_describe(leaf)}, expected an array")
 
     return jax.tree_util.tree_map_with_path(array, tree)
 

@@ -1,0 +1,75 @@
+"""What the design promises of the compiled program, read in its jaxpr: nothing is in the step loops that could be out.
+
+Sizes are distinct primes, so that a shape tells what an array is.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxprs import equations
+
+import jax_bptt as jb
+
+T, W, B, I, H, O = 51, 17, 5, 7, 11, 13
+
+
+def plain_step(params, h, x):
+    h = jnp.tanh(params["A"] @ h + params["B"] @ x)
+    return h, params["C"] @ h
+
+
+def row_vector_step(params, h, x):
+    h = jnp.tanh(h @ params["A"].T + x @ params["B"].T)
+    return h, h @ params["C"].T
+
+
+CELLS = {"elman": jb.cells.elman(I, H, O), "gru": jb.cells.gru(I, H, O), "lstm": jb.cells.lstm(I, H, O)}
+MODELS = CELLS | {
+    "plain": CELLS["elman"]._replace(step=plain_step),
+    "rows": CELLS["elman"]._replace(step=row_vector_step),
+}
+
+
+def step_loops(make, cell, **options):
+    """The loops over single time steps in the gradient's jaxpr."""
+    params = cell.init(jax.random.key(0))
+    args = params, cell.initial_state(B), np.zeros((T, B, I)), np.zeros((T, B, O))
+    jaxpr = jax.make_jaxpr(make(cell, jb.losses.squared_error, **options))(*args).jaxpr
+    return [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "scan" and eqn.params["length"] in (W, T)]
+
+
+def weights_carried(loop, params):
+    """Shapes of weights, or of their transposes, among what a loop carries or stacks."""
+    shapes = {shape for p in jax.tree.leaves(params) if p.ndim == 2 for shape in (p.shape, p.shape[::-1])}
+    return [v.aval.shape for v in loop.outvars if v.aval.shape[-2:] in shapes]
+
+
+def products(loop):
+    return [eqn for eqn in equations(loop.params["jaxpr"].jaxpr) if eqn.primitive.name == "dot_general"]
+
+
+def sizes(eqn):
+    return {size for v in (*eqn.invars, *eqn.outvars) for size in v.aval.shape}
+
+
+@pytest.mark.parametrize(("save", "loops"), [("states", 2), ("boundaries", 3)])
+@pytest.mark.parametrize("name", MODELS)
+def test_step_loops_hold_the_recurrence_alone(name, save, loops):
+    cell = MODELS[name]
+    found = step_loops(jb.bptt, cell, window=W, save=save, argnums=(0, 1, 2))
+    assert len(found) == loops
+    for loop in found:
+        assert weights_carried(loop, cell.init(jax.random.key(0))) == []
+        assert len(products(loop)) == 1  # with the recurrent weights
+        assert not {I, O} & sizes(products(loop)[0])
+        gates = {"gru": 3, "lstm": 4}.get(name, 1)
+        assert sizes(products(loop)[0]) <= {B, H, gates * H}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_reading_finds_all_of_it_in_jax_grad(name):
+    cell = MODELS[name]
+    forward, backward = step_loops(jb.reference.bptt, cell)
+    assert weights_carried(backward, cell.init(jax.random.key(0)))
+    assert any({I, O} & sizes(product) for loop in (forward, backward) for product in products(loop))

@@ -1,0 +1,55 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_bptt.windows import PerWindow, Windows, default_size, fold, join, scan, unfold
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 12])
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scan_equals_a_loop_over_slices(steps, size, reverse):
+    xs = jnp.arange(1.0, steps + 1)
+
+    def body(carry, x, stored):
+        start, length = stored
+        return 2 * carry + x.sum() * start, (carry * x, x.shape[0] == length)
+
+    starts = list(range(0, steps, size))
+    lengths = [min(size, steps - start) for start in starts]
+    windows = Windows(steps, size)
+    full = windows.full
+    stored = PerWindow(
+        (jnp.asarray(starts[:full], float), jnp.asarray(lengths[:full])),
+        (starts[-1], lengths[-1]) if windows.rest else None,
+    )
+    carry, out = scan(body, 1.0, xs, windows, stored=stored, reverse=reverse)
+
+    want, outs = 1.0, {}
+    for start, length in sorted(zip(starts, lengths, strict=True), reverse=reverse):
+        x = np.asarray(xs[start : start + length])
+        outs[start] = want * x
+        want = 2 * want + x.sum() * start
+    np.testing.assert_allclose(carry, want)
+    np.testing.assert_allclose(join(PerWindow(*(o and o[0] for o in out))), np.concatenate([outs[s] for s in starts]))
+    assert all(np.all(o[1]) for o in out if o is not None)
+
+
+def test_fold_and_unfold_are_inverse():
+    tree = {"a": np.arange(24).reshape(4, 3, 2), "b": (np.arange(12).reshape(4, 3),)}
+    folded = fold(tree)
+    assert folded["a"].shape == (12, 2)
+    np.testing.assert_array_equal(folded["a"][1 * 3 + 2], tree["a"][1, 2])
+    np.testing.assert_array_equal(unfold(folded, 3)["a"], tree["a"])
+    np.testing.assert_array_equal(unfold(folded, 3)["b"][0], tree["b"][0])
+
+
+def test_default_size_divides_where_it_can_and_stays_near_what_is_wanted():
+    for steps in range(1, 2000):
+        size = default_size(steps, "states")
+        assert 1 <= size <= 64
+        assert steps % size == 0 or not any(steps % s == 0 for s in range(16, 65))
+        size = default_size(steps, "boundaries")
+        assert np.sqrt(steps) / 2 - 1 <= size <= 2 * np.sqrt(steps) + 1
+    assert default_size(512, "states") == 32
+    assert default_size(65536, "boundaries") == 256
