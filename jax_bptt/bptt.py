@@ -171,7 +171,8 @@ def _backpropagate(
     state, state_structure = jax.tree.flatten(call.state)
     xs = jax.tree.leaves(call.xs)
     parts = split(step, call.params, example(call.state, 1), example(call.xs, 2))
-    windows = Windows(call.steps, min(call.steps, options.window or default_size(call.steps, options.save)))
+    size = options.window or default_size(call.steps, call.batch, options.save)
+    windows = Windows(call.steps, min(call.steps, size))
 
     def prepare(params):
         weights = parts.prepare(params)

@@ -41,18 +41,20 @@ class PerWindow(NamedTuple):
     last: Any = None
 
 
-def default_size(steps: int, save: str) -> int:
+def default_size(steps: int, batch: int, save: str) -> int:
     """The number of steps in a window, where the user leaves it to us.
 
-    Near 32 where the states are saved: enough rows for an efficient matrix product, few enough for what is computed
-    about a window to stay small. Near √T where only the boundaries are saved: √T first states and √T recomputed ones,
-    the least in sum. A size within a factor of two that divides T is preferred, so that all windows are alike.
+    Where the states are saved, about 1024 rows, which is enough for an efficient matrix product, but 16 to 64 steps and
+    no more than a quarter of the sequence, so that what is computed about a window stays small beside what is saved of
+    the sequence. (Measured with windows of 4 to 128 on two CPU cores, elman and gru, B from 1 to 128, H from 64 to 256:
+    within a tenth of the fastest size as a rule, where 64 steps at B = 128 take twice the memory.) Near √T where only
+    the boundaries are saved: √T first states and √T recomputed ones, the least in sum.
+
+    A size within a factor of two that divides T is preferred, so that all windows are alike.
     """
-    wanted = 32 if save == "states" else max(1, round(math.sqrt(steps)))
-    if steps <= 2 * wanted and save == "states":
-        return steps
+    wanted = max(16, min(64, 1024 // batch, steps // 4)) if save == "states" else max(1, round(math.sqrt(steps)))
     near = [size for size in range((wanted + 1) // 2, 2 * wanted + 1) if steps % size == 0]
-    return min(near, key=lambda size: abs(math.log(size / wanted)), default=wanted)
+    return min(steps, min(near, key=lambda size: abs(math.log(size / wanted)), default=wanted))
 
 
 def scan(

@@ -44,12 +44,19 @@ def test_fold_and_unfold_are_inverse():
     np.testing.assert_array_equal(unfold(folded, 3)["b"][0], tree["b"][0])
 
 
-def test_default_size_divides_where_it_can_and_stays_near_what_is_wanted():
-    for steps in range(1, 2000):
-        size = default_size(steps, "states")
-        assert 1 <= size <= 64
-        assert steps % size == 0 or not any(steps % s == 0 for s in range(16, 65))
-        size = default_size(steps, "boundaries")
+@pytest.mark.parametrize("batch", [1, 8, 32, 128, 5000])
+def test_default_size_divides_where_it_can_and_stays_near_what_is_wanted(batch):
+    for steps in range(1, 1000):
+        size = default_size(steps, batch, "states")
+        assert min(steps, 8) <= size <= 128
+        assert steps % size == 0 or not any(steps % s == 0 for s in range(size // 2 + 1, 2 * size))
+        size = default_size(steps, batch, "boundaries")
         assert np.sqrt(steps) / 2 - 1 <= size <= 2 * np.sqrt(steps) + 1
-    assert default_size(512, "states") == 32
-    assert default_size(65536, "boundaries") == 256
+
+
+def test_default_size_by_example():
+    assert default_size(512, 32, "states") == 32
+    assert default_size(1024, 1, "states") == 64
+    assert default_size(64, 32, "states") == 16
+    assert default_size(10, 32, "states") == 10
+    assert default_size(65536, 8, "boundaries") == 256

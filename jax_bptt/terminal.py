@@ -1,0 +1,111 @@
+"""What the command prints: tables, text and progress, live on a terminal and as plain lines elsewhere.
+
+Needs rich: `pip install 'jax_bptt[cli]'`.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+#: How many lines tell the progress where there is no terminal.
+PLAIN_LINES = 10
+
+Advance = Callable[[int, float, int], None]
+"""`advance(step, bits, characters)`: the number of updates made, recent bits per character, characters read so far."""
+
+
+def console() -> Console:
+    """The console that writes to stdout, never with colours or control characters where that is no terminal."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a text may hold what the terminal's encoding does not
+    terminal = sys.stdout.isatty()
+    return Console(
+        highlight=False, markup=False, force_terminal=terminal, no_color=not terminal, width=None if terminal else 100
+    )
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def printable(text: str) -> str:
+    """The text with everything but line breaks and printable characters replaced."""
+    return "".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def seconds(value: float) -> str:
+    """A duration in the unit that suits it."""
+    return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def mebibytes(value: float) -> str:
+    """A number of bytes in MiB."""
+    return f"{value / 2**20:.2f} MiB"
+
+
+@contextmanager
+def progress(to: Console, steps: int) -> Iterator[Advance]:
+    """The progress of training: a live bar on a terminal, `PLAIN_LINES` lines elsewhere.
+
+    Args:
+        to: the console.
+        steps: how many updates there will be.
+    """
+    started = time.perf_counter()
+
+    def speed(characters: int) -> float:
+        return characters / max(time.perf_counter() - started, 1e-9)
+
+    if to.is_terminal:
+        with Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}"),
+            _FieldColumn("bits", "{:.3f} bits per character"),
+            _FieldColumn("speed", "{:,.0f} characters/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=to,
+            expand=True,
+        ) as bar:
+            task = bar.add_task("training", total=steps)
+            yield lambda step, bits, characters: bar.update(task, completed=step, bits=bits, speed=speed(characters))
+        return
+
+    shown = {max(1, round(steps * (i + 1) / PLAIN_LINES)) for i in range(PLAIN_LINES)}
+
+    def advance(step: int, bits: float, characters: int) -> None:
+        if step in shown:
+            left = (time.perf_counter() - started) / step * (steps - step)
+            to.print(
+                f"step {step:>{len(str(steps))}} of {steps}: {bits:.3f} bits per character, "
+                f"{speed(characters):,.0f} characters/s, {left:.0f} s left"
+            )
+
+    yield advance
+
+
+class _FieldColumn(ProgressColumn):
+    """A figure of the task, once it has it."""
+
+    def __init__(self, field: str, template: str):
+        super().__init__()
+        self._field, self._template = field, template
+
+    def render(self, task: Task) -> Text:
+        value = task.fields.get(self._field)
+        return Text("" if value is None else self._template.format(value))
