@@ -6,8 +6,8 @@ text → check of the gradient on this model and text → training → held-out 
 import argparse
 import importlib.metadata
 import itertools
-import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         anything. Wrong arguments exit with 2.
     """
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(argv, argparse.Namespace(text=None))
     try:
         from jax_bptt import plots, terminal
     except ImportError as error:
@@ -214,8 +214,13 @@ def _prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace, fil
         parser.error(f"--out: found the directory {out}, expected a file name")
     if not out.parent.is_dir():
         parser.error(f"--out: found no directory {out.parent} to write in")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
-        parser.error(f"--out: found {out}, which cannot be written")
+    try:  # in a way that leaves nothing behind
+        if out.exists():
+            out.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        parser.error(f"--out: found {out}, which cannot be written: {error.strerror}")
     try:
         whole = text.python_reference() if arguments.text is None else text.read(arguments.text)
     except OSError as error:
@@ -283,7 +288,6 @@ def _parser() -> argparse.ArgumentParser:
         "--temperature", type=_positive, default=0.7, metavar="X", help="of the sample: below 1 is more cautious"
     )
     report.add_argument("--out", default="jax_bptt_report.png", metavar="FILE", help="where the picture goes")
-    parser.set_defaults(text=None)
     return parser
 
 

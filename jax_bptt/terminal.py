@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -74,9 +74,8 @@ def progress(to: Console, steps: int) -> Iterator[Advance]:
             TextColumn("training"),
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
-            _FieldColumn("bits", "{:.3f} bits per character"),
-            _FieldColumn("speed", "{:,.0f} characters/s"),
-            TimeElapsedColumn(),
+            _FieldColumn("bits", "{:.3f} bits/char"),
+            _FieldColumn("speed", "{:,.0f} chars/s"),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=to,

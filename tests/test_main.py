@@ -1,0 +1,225 @@
+"""The command, as a user runs it."""
+
+import contextlib
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from matplotlib.image import imread
+
+from jax_bptt import __main__ as command
+from jax_bptt import text
+
+COMMAND = [sys.executable, "-m", "jax_bptt"]
+SMALL = ["--hidden", "12", "--embedding", "6", "--chunk", "16", "--batch", "8", "--sample", "60"]
+NUMBER = r"\d+\.\d+"
+
+
+@pytest.fixture
+def small_text(tmp_path):
+    path = tmp_path / "small.txt"
+    path.write_text(text.python_reference()[:30_000] + "\x1b[31m\x07\ttab é", encoding="utf-8")
+    return str(path)
+
+
+def run(*arguments, cwd, **more):
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=500, **more
+    )
+
+
+def held_out(out: str) -> dict[str, float]:
+    """The figures of the closing table, by model."""
+    table = out[out.index("Held-out text") :]
+    rows = re.findall(rf"│ ([a-z ]+?) +│ +({NUMBER}) │", table)
+    return {name: float(bits) for name, bits in rows}
+
+
+@pytest.mark.parametrize("cell", ["elman", "gru", "lstm"])
+def test_small_run_from_beginning_to_end(cell, small_text, tmp_path):
+    done = run("--text", small_text, *SMALL, "--cell", cell, "--layers", "2", "--steps", "30", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    differences = re.findall(r"│ (?:E|cell\S+) +│ +(\S+) │", done.stdout)
+    assert len(differences) == {"elman": 7, "gru": 11, "lstm": 11}[cell]
+    assert all(float(d) < 1e-5 for d in differences)
+    assert re.search(rf"jax.grad +│ +{NUMBER} (ms|s) │ +{NUMBER} MiB", done.stdout)
+    steps = re.findall(
+        rf"^step +(\d+) of 30: {NUMBER} bits per character, [\d,]+ characters/s, \d+ s left$", done.stdout, re.M
+    )
+    assert [int(step) for step in steps] == list(range(3, 31, 3))
+    bits = held_out(done.stdout)
+    corpus = text.corpus(text.read(small_text))
+    assert bits["interpolated trigram"] == pytest.approx(text.trigram_bits(corpus), abs=5e-4)
+    assert set(bits) == {"unigram", "bigram", "interpolated trigram", f"this {cell}"}
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done.stdout)  # no control character but the line break
+    assert imread(tmp_path / "jax_bptt_report.png").shape[:2] == (630, 1650)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["jax_bptt_report.png", "small.txt"]
+
+
+def test_a_seed_repeats_a_run(small_text, tmp_path):
+    arguments = ["--text", small_text, *SMALL, "--steps", "8", "--seed"]
+    first, again, other = (run(*arguments, seed, cwd=tmp_path).stdout for seed in ("3", "3", "4"))
+    assert held_out(first) == held_out(again)
+    assert _sample(first) == _sample(again)
+    assert held_out(first) != held_out(other)
+
+
+def _sample(out: str) -> str:
+    return out[out.index("Sample at") : out.index("picture:")]
+
+
+def test_default_run_ends_below_the_trigram(tmp_path):
+    done = run(cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    bits = held_out(done.stdout)
+    assert bits["this gru"] < bits["interpolated trigram"] < bits["bigram"] < bits["unigram"]
+    assert bits["this gru"] < 2.0
+
+
+def test_interrupt_ends_with_what_was_learnt_so_far(small_text, tmp_path):
+    with subprocess.Popen(
+        [*COMMAND, "--text", small_text, *SMALL, "--steps", "1000000", "--out", "early.png"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        seen = ""
+        for line in process.stdout:
+            seen += line
+            if "Cost of one gradient" in line:
+                break
+        time.sleep(8)
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    (steps,) = re.findall(r"interrupted after (\d+) of 1000000 steps: this is what was learnt so far", rest)
+    assert int(steps) > 0
+    bits = held_out(rest)
+    assert bits["this gru"] < bits["unigram"] + 2
+    assert imread(tmp_path / "early.png").shape[:2] == (630, 1650)
+
+
+@pytest.mark.parametrize("columns", [80, 130])
+def test_live_progress_on_a_terminal(columns, small_text, tmp_path):
+    primary, secondary = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "40"}
+    with subprocess.Popen(
+        [*COMMAND, "--text", small_text, *SMALL, "--steps", "600"],
+        cwd=tmp_path,
+        stdout=secondary,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        os.close(secondary)
+        shown = _read_terminal(primary)
+        assert process.wait() == 0
+    assert "\x1b[2K" in shown  # the progress line is drawn again in its place
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    last = [line for line in re.split(r"[\r\n]+", plain) if "600/600" in line][-1]
+    assert len(last) <= columns
+    for figure in (rf"{NUMBER} bits", r"[\d,]+ chars/s", r"0:00:\d\d"):
+        assert re.search(figure, last), last
+
+
+def _read_terminal(primary: int) -> str:
+    parts = []
+    with contextlib.suppress(OSError):  # the other end was closed
+        while select.select([primary], [], [], 200)[0]:
+            part = os.read(primary, 65536)
+            if not part:
+                break
+            parts.append(part)
+    os.close(primary)
+    return b"".join(parts).decode()
+
+
+@pytest.mark.parametrize("file", ["missing", "empty", "short", "undecodable", "directory"])
+def test_a_text_that_cannot_be_learnt(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "short").write_text("too short a text")
+    (tmp_path / "undecodable").write_bytes(b"caf\xe9" * 1000)
+    (tmp_path / "directory").mkdir()
+    message = {
+        "missing": "--text: cannot read missing: No such file or directory",
+        "empty": "--text: found empty empty, expected some text",
+        "short": "--text: found 14 characters to train on, expected at least 2049 for one chunk of 64 steps",
+        "undecodable": "--text: undecodable: found byte 0xe9 at offset 3, expected UTF-8 text",
+        "directory": "--text: cannot read directory: Is a directory",
+    }[file]
+    _refuses(["--text", file], message, capsys)
+    assert not (tmp_path / "jax_bptt_report.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("nowhere/report.png", "--out: found no directory nowhere to write in"),
+        (".", "--out: found ., expected a name that ends in one of"),
+        ("report.docx", "--out: found report.docx, expected a name that ends in one of"),
+        ("folder.png", "--out: found the directory folder.png, expected a file name"),
+        ("/proc/report.png", "--out: found /proc/report.png, which cannot be written"),
+    ],
+)
+def test_an_out_that_cannot_be_written(out, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    _refuses(["--out", out], message, capsys)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hidden", "0"], "--hidden: found 0, expected a whole number of at least 1"),
+        (["--steps", "many"], "--steps: found many, expected a whole number of at least 1"),
+        (["--sample", "-1"], "--sample: found -1, expected a whole number of at least 0"),
+        (["--lr", "nan"], "--lr: found nan, expected a positive number"),
+        (["--cell", "transformer"], "--cell: invalid choice: 'transformer'"),
+        (["--chunk", "1000000"], "expected at least 32000001 for one chunk of 1000000 steps"),
+    ],
+)
+def test_arguments_out_of_range(arguments, message, capsys):
+    _refuses(arguments, message, capsys)
+
+
+def _refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_names_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    options = set(re.findall(r"^  (?:-h, )?(--[a-z]+)", out, re.M))
+    assert options == {
+        *("--help", "--version", "--text", "--chunk", "--batch", "--cell", "--hidden", "--layers", "--embedding"),
+        *("--steps", "--lr", "--clip", "--seed", "--sample", "--temperature", "--out"),
+    }
+    assert out.count("(default: ") == len(options) - 2
+    assert "Ctrl-C" in out
+
+
+def test_what_is_missing_is_named(tmp_path):
+    for module in ("rich", "matplotlib"):
+        code = f"import sys; sys.modules['{module}'] = None; from jax_bptt.__main__ import main; sys.exit(main([]))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 1
+        assert "the command needs pip install 'jax_bptt[cli]'" in done.stderr
+        assert "Traceback" not in done.stderr
