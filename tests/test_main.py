@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
@@ -223,3 +224,10 @@ def test_what_is_missing_is_named(tmp_path):
         assert done.returncode == 1
         assert "the command needs pip install 'jax_bptt[cli]'" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_installed_script_is_the_command():
+    script = Path(sys.executable).parent / "jax-bptt"
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0
+    assert re.fullmatch(r"jax_bptt \S+, jax \S+\n", done.stdout)
