@@ -66,7 +66,6 @@ class Training(NamedTuple):
     params: Any
     bits: list[float]
     """Bits per character of the chunk of each update."""
-    interrupted: bool
 
 
 def train(
@@ -75,10 +74,17 @@ def train(
     optimizer: optax.GradientTransformation,
     steps: int,
     advance: Callable[[int, float, int], None],
+    interrupted: Callable[[], bool],
 ) -> Training:
     """Make `steps` updates, one per chunk, the state carried from chunk to chunk and begun anew with the text.
 
-    Ctrl-C ends it with what was learnt so far.
+    Args:
+        task: what is trained on what.
+        params: where it begins.
+        optimizer: of optax.
+        steps: how many updates.
+        advance: is told after each update how many there were, recent bits per character, and characters read.
+        interrupted: ends the training where it tells that it was; at least one update is made.
     """
     gradient = jb.bptt(task.model, LOSS, reduction="mean")
 
@@ -93,19 +99,18 @@ def train(
     opt_state = optimizer.init(params)
     bits: list[float] = []
     recent = 0.0
-    try:
-        for i in range(steps):
-            if i % chunks == 0:
-                state = start
-            params, opt_state, state, loss = update(
-                params, opt_state, state, task.inputs[i % chunks], task.targets[i % chunks]
-            )
-            bits.append(float(loss))
-            recent += (bits[-1] - recent) / min(len(bits), 20)
-            advance(i + 1, recent, (i + 1) * chunk * batch)
-    except KeyboardInterrupt:
-        return Training(params, bits, interrupted=True)
-    return Training(params, bits, interrupted=False)
+    for i in range(steps):
+        if i % chunks == 0:
+            state = start
+        params, opt_state, state, loss = update(
+            params, opt_state, state, task.inputs[i % chunks], task.targets[i % chunks]
+        )
+        bits.append(float(loss))
+        recent += (bits[-1] - recent) / min(len(bits), 20)
+        advance(i + 1, recent, (i + 1) * chunk * batch)
+        if interrupted():
+            break
+    return Training(params, bits)
 
 
 def held_out_bits(model: jb.Cell, params: Any, ids: np.ndarray) -> float:
@@ -154,9 +159,9 @@ def _run(task: Task, arguments: argparse.Namespace, terminal: Any, plots: Any) -
         0.0, arguments.lr, arguments.steps // 20, arguments.steps, arguments.lr / 50
     )
     optimizer = optax.chain(optax.clip_by_global_norm(arguments.clip), optax.adam(schedule))
-    with terminal.progress(out, arguments.steps) as advance:
-        training = train(task, params, optimizer, arguments.steps, advance)
-    if training.interrupted:
+    with terminal.progress(out, arguments.steps) as advance, terminal.interruptible() as interrupted:
+        training = train(task, params, optimizer, arguments.steps, advance, interrupted)
+    if len(training.bits) < arguments.steps:
         out.print(f"interrupted after {len(training.bits)} of {arguments.steps} steps: this is what was learnt so far")
 
     counted = {

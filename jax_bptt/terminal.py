@@ -3,6 +3,7 @@
 Needs rich: `pip install 'jax_bptt[cli]'`.
 """
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +97,28 @@ def progress(to: Console, steps: int) -> Iterator[Advance]:
             )
 
     yield advance
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C noted, the first time, instead of raised: where it is raised, it can get lost inside a callback.
+
+    Yields:
+        A function that tells whether it was pressed.
+    """
+    pressed = False
+
+    def note(signal_number, frame):
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _FieldColumn(ProgressColumn):

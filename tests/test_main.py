@@ -100,7 +100,7 @@ def test_interrupt_ends_with_what_was_learnt_so_far(small_text, tmp_path):
             seen += line
             if "Cost of one gradient" in line:
                 break
-        time.sleep(8)
+        time.sleep(5)
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
