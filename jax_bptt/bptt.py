@@ -7,21 +7,19 @@ params gradient = pullback of prepare(gradients)
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.checks import Call, check_argnums, check_call, check_choice, check_count, check_loss
+from jax_bptt import problem
+from jax_bptt.checks import Call, check_argnums, check_call, check_count, check_options
 from jax_bptt.forward import forward
-from jax_bptt.model import Loss, Model, Step, step_of
-from jax_bptt.reverse import Objective, Wanted, WindowGradient, accumulator, reverse
-from jax_bptt.split import Leaves, combine, differentiable, split
-from jax_bptt.windows import Windows, default_size, example, join
-
-SAVES = ("states", "boundaries")
-REDUCTIONS = ("sum", "mean")
+from jax_bptt.model import Loss, Model, step_of
+from jax_bptt.reverse import WindowGradient, reverse
+from jax_bptt.split import Leaves
+from jax_bptt.windows import Windows, default_size, join
 
 
 def bptt(
@@ -32,6 +30,7 @@ def bptt(
     reduction: str = "sum",
     window: int | None = None,
     save: str | None = None,
+    burn_in: int = 0,
 ) -> Callable[..., tuple[tuple[jax.Array, Any], Any]]:
     """The exact gradient of a recurrent model's loss, by backpropagation through time.
 
@@ -53,14 +52,19 @@ def bptt(
             `jax_bptt.windows.default_size` where None. Any size gives the same gradient.
         save: what the forward pass keeps: "states", every state, or "boundaries", the first state of each window, from
             which the backward pass runs it again: O(√T) memory for one more forward pass. None is "states".
+        burn_in: the first steps only bring the state up to date: they have no loss, and no credit reaches them, nor
+            through them the state.
 
     Returns:
-        `gradient(params, state, xs, targets, mask=None) -> ((loss, state), grads)`, called like
-        `jax.value_and_grad(..., has_aux=True)`, where
+        `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> ((loss, state), grads)`,
+        called like `jax.value_and_grad(..., has_aux=True)`, where
 
         * `state` is a pytree of `[B, …]`, `xs` and `targets` of `[T, B, …]`;
         * `mask` are weights of the losses, `[T]` or `[T, B]`; where one is 0, output and target do not matter,
           NaN included;
+        * `reset` are booleans, `[T]` or `[T, B]`: where true, the state is put back before that step, to zeros or to
+          `reset_state`, a constant like the state, and no credit crosses (PRNG keys in the state go on, without a
+          `reset_state`);
         * the state returned is that after the last step;
         * `grads` has the structure of the argument named by `argnums`, or is a tuple of such.
 
@@ -77,18 +81,26 @@ def bptt(
     """
     chosen = check_argnums(argnums)
     step = step_of(model)
-    options = _check_options(loss, reduction, window, save)
+    check_options(loss, reduction, burn_in, save)
+    if window is not None:
+        check_count("window", window)
 
-    def gradient(params: Any, state: Any, xs: Any, targets: Any, mask: Any = None) -> tuple[tuple[jax.Array, Any], Any]:
-        call = check_call(step, loss, chosen, params, state, xs, targets, mask)
-        result = _backpropagate(step, loss, call, options, chosen, lambda window: window.xs)
-        by_argument = (
-            lambda: result.params,
-            lambda: _like(call.state, result.start),
-            lambda: _like(call.xs, result.emitted),
+    def gradient(
+        params: Any,
+        state: Any,
+        xs: Any,
+        targets: Any,
+        mask: Any = None,
+        reset: Any = None,
+        reset_state: Any = None,
+    ) -> tuple[tuple[jax.Array, Any], Any]:
+        call = check_call(step, loss, chosen, params, state, xs, targets, mask, reset, reset_state, burn_in)
+        of_call = problem.problem(step, call, chosen, burn_in)
+        loss_value, end, weights_bar, start, xs_bar = _backpropagate(
+            of_call, loss, call, reduction, window, save, lambda window: window.xs
         )
-        grads = tuple(by_argument[n]() for n in chosen)
-        return (result.loss, result.state), grads[0] if isinstance(argnums, int) else grads
+        grads = problem.gradients(of_call, call, argnums, weights_bar, start, xs_bar)
+        return (loss_value, problem.state_of(of_call, call, end)), grads
 
     return gradient
 
@@ -100,6 +112,7 @@ def state_gradients(
     reduction: str = "sum",
     window: int | None = None,
     save: str | None = None,
+    burn_in: int = 0,
 ) -> Callable[..., Any]:
     """δ_t = ∂L/∂h_t for every t: how much the whole loss changes with the state after each step.
 
@@ -108,13 +121,13 @@ def state_gradients(
     ŷ_t counts as a function of h_t wherever the step computes it from the very values that it returns as the state.
 
     Args:
-        model, loss, reduction, window, save: as for `bptt`.
+        model, loss, reduction, window, save, burn_in: as for `bptt`.
 
     Returns:
-        `deltas(params, state, xs, targets, mask=None)`, of the arguments of the function that `bptt` returns. It
-        returns a pytree of the structure of the state, with leaves of `[T, B, …]`: entry t is with respect to the
-        state after step t, counted from 0. Leaves without a derivative (integers, keys) are zeros of dtype `float0`,
-        as in `jax.vjp`.
+        `deltas(params, state, xs, targets, mask=None, reset=None, reset_state=None)`, of the arguments of the function
+        that `bptt` returns. It returns a pytree of the structure of the state, with leaves of `[T, B, …]`: entry t is
+        with respect to the state after step t, counted from 0; in the burn-in it is zero but for the last step. Leaves
+        without a derivative (integers, keys) are zeros of dtype `float0`, as in `jax.vjp`.
 
     Raises:
         TypeError, ValueError: as `bptt`.
@@ -123,100 +136,60 @@ def state_gradients(
         P. J. Werbos, "Backpropagation through time: what it does and how to do it", 1990.
     """
     step = step_of(model)
-    options = _check_options(loss, reduction, window, save)
+    check_options(loss, reduction, burn_in, save)
+    if window is not None:
+        check_count("window", window)
 
-    def deltas(params: Any, state: Any, xs: Any, targets: Any, mask: Any = None) -> Any:
-        call = check_call(step, loss, (), params, state, xs, targets, mask)
-        result = _backpropagate(step, loss, call, options, (), lambda window: window.deltas)
+    def deltas(
+        params: Any,
+        state: Any,
+        xs: Any,
+        targets: Any,
+        mask: Any = None,
+        reset: Any = None,
+        reset_state: Any = None,
+    ) -> Any:
+        call = check_call(step, loss, (), params, state, xs, targets, mask, reset, reset_state, burn_in)
+        of_call = problem.problem(step, call, (), burn_in)
+        _, _, _, start, after = _backpropagate(
+            of_call, loss, call, reduction, window, save, lambda window: window.deltas
+        )
+        if burn_in:
+            after = [
+                d if d is None else jnp.concatenate([jnp.zeros((burn_in - 1, *s.shape), d.dtype), s[None], d])
+                for s, d in zip(start, after, strict=True)
+            ]
         states = jax.tree.map(lambda a: jax.ShapeDtypeStruct((call.steps, *a.shape), a.dtype), call.state)
-        return _like(states, result.emitted)
+        return problem.like(states, after[: len(jax.tree.leaves(states))])
 
     return deltas
 
 
-class _Options(NamedTuple):
-    reduction: str
-    window: int | None
-    save: str
-
-
-class _Result(NamedTuple):
-    loss: jax.Array
-    state: Any
-    params: Any
-    """∂L/∂params."""
-    start: Leaves
-    """∂L/∂state."""
-    emitted: Leaves
-
-
-def _check_options(loss: Loss, reduction: str, window: int | None, save: str | None) -> _Options:
-    check_loss(loss)
-    check_choice("reduction", reduction, REDUCTIONS)
-    if save is not None:
-        check_choice("save", save, SAVES)
-    return _Options(reduction, None if window is None else check_count("window", window), save or "states")
-
-
 def _backpropagate(
-    step: Step,
+    of_call: problem.Problem,
     loss: Loss,
     call: Call,
-    options: _Options,
-    argnums: Sequence[int],
+    reduction: str,
+    window: int | None,
+    save: str | None,
     emit: Callable[[WindowGradient], Leaves],
-) -> _Result:
-    """Forward and reverse over the windows of one checked call."""
-    params, params_structure = jax.tree.flatten(call.params)
-    state, state_structure = jax.tree.flatten(call.state)
-    xs = jax.tree.leaves(call.xs)
-    parts = split(step, call.params, example(call.state, 1), example(call.xs, 2))
-    size = options.window or default_size(call.steps, call.batch, options.save)
-    windows = Windows(call.steps, min(call.steps, size))
-
-    def prepare(params):
-        weights = parts.prepare(params)
-        wanted = [0 in argnums and from_params for from_params in parts.from_params]
-        trained = [w if want else None for w, want in zip(differentiable(weights), wanted, strict=True)]
-        return trained, weights
-
-    trained, pull_prepare, weights = jax.vjp(prepare, params, has_aux=True)
-    end, stored = forward(parts, weights, state, xs, windows, options.save)
+) -> tuple[jax.Array, Leaves, Leaves, Leaves, Leaves]:
+    """Loss, last state, gradients of weights and first state, and what `emit` picks of each window, `[T, B, …]`."""
+    parts, weights, _ = of_call.recurrence
+    save = save or "states"
+    size = window or default_size(of_call.steps, of_call.batch, save)
+    windows = Windows(of_call.steps, min(of_call.steps, size))
+    end, _, stored, _ = forward(parts, weights, of_call.state, of_call.xs, windows, save)
     (value, weights_bar, start), emitted = reverse(
-        parts,
-        weights,
+        of_call.recurrence,
         end,
         stored,
-        xs,
-        Objective(loss, _scale(call, options.reduction), call.targets, call.mask),
+        of_call.xs,
+        problem.objective(of_call, loss, call.loss_dtype, reduction, np.ones(of_call.steps, int)),
+        problem.zero_delta(end),
         windows,
-        options.save,
-        Wanted(trained, differentiable(xs) if 2 in argnums else [None] * len(xs)),
+        save,
+        of_call.wanted,
         emit,
     )
-    weights_bar = jax.tree.map(lambda bar, w: bar.astype(w.dtype), weights_bar, trained)
-    return _Result(
-        loss=value.astype(call.loss_dtype),
-        state=jax.tree.unflatten(state_structure, end),
-        params=jax.tree.unflatten(params_structure, pull_prepare(weights_bar)[0]),
-        start=start,
-        emitted=join(emitted),
-    )
-
-
-def _scale(call: Call, reduction: str) -> jax.Array:
-    """What Σ mask·ℓ is multiplied with."""
-    dtype = accumulator(call.loss_dtype)
-    if reduction == "sum":
-        return jnp.ones((), dtype)
-    if call.mask is None:
-        return jnp.asarray(1 / (call.steps * call.batch), dtype)
-    weight = call.mask.sum(dtype=dtype)
-    return jnp.where(weight == 0, 0, 1 / jnp.where(weight == 0, 1, weight))
-
-
-def _like(tree: Any, leaves: Leaves) -> Any:
-    """`leaves` in the structure of `tree`, with zeros of float0 for those that have no derivative."""
-    old, structure = jax.tree.flatten(tree)
-    zeros = [np.zeros(leaf.shape, jax.dtypes.float0) for leaf in old]
-    return jax.tree.unflatten(structure, combine(leaves, zeros))
+    return value.astype(call.loss_dtype), end, weights_bar, start, join(emitted)

@@ -6,7 +6,7 @@ dtypes, never of values, so that they run once, while tracing.
 
 import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,9 @@ from jax_bptt.model import Loss, Step
 from jax_bptt.windows import example
 
 ARGUMENTS = ("params", "state", "xs")
+REDUCTIONS = ("sum", "mean")
+SAVES = ("states", "boundaries")
+LOSSES = ("newest", "all", "last")
 
 
 class Call(NamedTuple):
@@ -27,9 +30,12 @@ class Call(NamedTuple):
     xs: Any  # [T, B, …]
     targets: Any  # [T, B, …]
     mask: jax.Array | None  # [T, B], in the dtype of the loss
+    reset: jax.Array | None  # [T, B] of booleans
+    reset_state: Any  # [B, …]
     steps: int  # T
     batch: int  # B
     loss_dtype: Any
+    """None where there is no loss."""
 
 
 def check_choice(name: str, found: Any, choices: Sequence[str]) -> None:
@@ -39,23 +45,42 @@ def check_choice(name: str, found: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: found {found!r}, expected one of {expected}")
 
 
-def check_count(name: str, found: Any) -> int:
-    """A positive integer, known while tracing."""
+def check_count(name: str, found: Any, at_least: int = 1) -> int:
+    """An integer, known while tracing."""
+    expected = "a positive integer" if at_least else "an integer of at least 0"
     try:
         count = operator.index(found)
     except TypeError as error:
-        raise TypeError(f"{name}: found {_describe(found)}, expected a positive integer") from error
+        raise TypeError(f"{name}: found {_describe(found)}, expected {expected}") from error
     if isinstance(found, bool):
-        raise TypeError(f"{name}: found {found}, expected a positive integer")
-    if count < 1:
-        raise ValueError(f"{name}: found {count}, expected at least 1")
+        raise TypeError(f"{name}: found {found}, expected {expected}")
+    if count < at_least:
+        raise ValueError(f"{name}: found {count}, expected at least {at_least}")
     return count
 
 
-def check_loss(loss: Any) -> None:
-    """A function."""
+def check_options(loss: Any, reduction: Any, burn_in: Any, save: Any = None) -> None:
+    """The options that all gradient functions share, and the loss."""
     if not callable(loss):
         raise TypeError(f"loss: found {_describe(loss)}, expected a function loss(output, target) -> scalar")
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_count("burn_in", burn_in, at_least=0)
+    if save is not None:
+        check_choice("save", save, SAVES)
+
+
+def check_truncation(k1: Any, k2: Any, losses: Any, context: Any = 0) -> tuple[int, int, int]:
+    """k1, k2 and context as integers that go together."""
+    check_choice("losses", losses, LOSSES)
+    k1, k2, context = check_count("k1", k1), check_count("k2", k2), check_count("context", context, at_least=0)
+    if losses == "newest" and k2 < k1:
+        raise ValueError(
+            f"k2: found {k2}, expected at least k1 = {k1}, since k1 - k2 = {k1 - k2} of the {k1} new losses of every "
+            f'window would be dropped; use k1 = {k2}, or losses="all" to drop them'
+        )
+    if context % k1:
+        raise ValueError(f"context: found {context}, expected a multiple of k1 = {k1}, so that windows meet")
+    return k1, k2, context
 
 
 def check_argnums(argnums: Any) -> tuple[int, ...]:
@@ -70,15 +95,19 @@ def check_argnums(argnums: Any) -> tuple[int, ...]:
 
 def check_call(
     step: Step,
-    loss: Loss,
+    loss: Loss | None,
     argnums: Sequence[int],
     params: Any,
     state: Any,
     xs: Any,
-    targets: Any,
-    mask: Any,
+    targets: Any = None,
+    mask: Any = None,
+    reset: Any = None,
+    reset_state: Any = None,
+    burn_in: int = 0,
+    context: int = 0,
 ) -> Call:
-    """All arguments of a call, against each other and against what step and loss make of them.
+    """All arguments of a call, against each other and against what step and loss (if there is one) make of them.
 
     Raises:
         TypeError: for a wrong structure or dtype.
@@ -90,9 +119,21 @@ def check_call(
     steps, batch = _check_axes(state, xs, targets)
     for n in argnums:
         _check_differentiable(ARGUMENTS[n], (params, state, xs)[n])
+    if burn_in >= steps:
+        raise ValueError(f"burn_in: found {burn_in}, expected less than the {steps} time steps of xs")
+    if burn_in + context >= steps:
+        raise ValueError(
+            f"context: found {context}, expected less than the {steps - burn_in} time steps of xs"
+            + " after the burn-in" * bool(burn_in)
+        )
     output = _check_step(step, params, state, xs)
-    loss_dtype = _check_loss_value(loss, output, example(targets, 2))
-    return Call(params, state, xs, targets, _check_mask(mask, steps, batch, loss_dtype), steps, batch, loss_dtype)
+    loss_dtype = None if loss is None else _check_loss_value(loss, output, example(targets, 2))
+    mask = _check_per_step("mask", mask, steps, batch, "booleans or real numbers", _is_real)
+    reset = _check_per_step("reset", reset, steps, batch, "booleans", lambda dtype: jnp.issubdtype(dtype, jnp.bool_))
+    if mask is not None:
+        mask = mask.astype(loss_dtype)
+    reset_state = _check_reset_state(reset, reset_state, state)
+    return Call(params, state, xs, targets, mask, reset, reset_state, steps, batch, loss_dtype)
 
 
 def _check_axes(state: Any, xs: Any, targets: Any) -> tuple[int, int]:
@@ -214,20 +255,52 @@ def _check_loss_value(loss: Loss, output: Any, target: Any) -> Any:
     return value.dtype
 
 
-def _check_mask(mask: Any, steps: int, batch: int, dtype: Any) -> jax.Array | None:
-    if mask is None:
+def _check_per_step(
+    name: str, found: Any, steps: int, batch: int, expected: str, accept: Callable[[Any], bool]
+) -> jax.Array | None:
+    """An array of `[T]` or `[T, B]`, as `[T, B]`."""
+    if found is None:
         return None
-    mask = _arrays("mask", mask)
-    if not isinstance(mask, jax.Array):
-        raise TypeError(f"mask: found {_describe(mask)}, expected an array of [T] or [T, B]")
-    if not (mask.dtype == bool or jnp.issubdtype(mask.dtype, jnp.integer) or jnp.issubdtype(mask.dtype, jnp.floating)):
-        raise TypeError(f"mask: found dtype {mask.dtype}, expected booleans or real numbers")
-    if mask.shape not in ((steps,), (steps, batch)):
+    found = _arrays(name, found)
+    if not isinstance(found, jax.Array):
+        raise TypeError(f"{name}: found {_describe(found)}, expected an array of [T] or [T, B]")
+    if not accept(found.dtype):
+        raise TypeError(f"{name}: found dtype {found.dtype}, expected {expected}")
+    if found.shape not in ((steps,), (steps, batch)):
         raise ValueError(
-            f"mask: found shape {mask.shape}, expected [T] = ({steps},) or [T, B] = ({steps}, {batch}) as in xs"
+            f"{name}: found shape {found.shape}, expected [T] = ({steps},) or [T, B] = ({steps}, {batch}) as in xs"
         )
-    mask = mask.astype(dtype)
-    return mask if mask.ndim == 2 else jnp.broadcast_to(mask[:, None], (steps, batch))
+    return found if found.ndim == 2 else jnp.broadcast_to(found[:, None], (steps, batch))
+
+
+def _is_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
+
+
+def _check_reset_state(reset: Any, reset_state: Any, state: Any) -> Any:
+    """A state to reset to: like the state."""
+    if reset_state is None:
+        return None
+    if reset is None:
+        raise ValueError("reset_state: found one, but no reset; expected booleans that say where to reset to it")
+    reset_state = _arrays("reset_state", reset_state)
+    if jax.tree.structure(reset_state) != jax.tree.structure(state):
+        raise TypeError(
+            f"reset_state: found structure {jax.tree.structure(reset_state)}, expected that of the state, "
+            f"{jax.tree.structure(state)}"
+        )
+    for (path, found), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(reset_state), jax.tree.leaves(state), strict=True
+    ):
+        if found.shape != leaf.shape:
+            raise ValueError(
+                f"{_path('reset_state', path)}: found shape {found.shape}, expected {leaf.shape} as in the state"
+            )
+        if found.dtype != leaf.dtype:
+            raise TypeError(
+                f"{_path('reset_state', path)}: found dtype {found.dtype}, expected {leaf.dtype} as in the state"
+            )
+    return reset_state
 
 
 def _arrays(name: str, tree: Any) -> Any:

@@ -4,10 +4,10 @@
 
 With δ_t = ∂L/∂h_t (Williams & Peng 1990; the immediate partials ∂⁺ of Pascanu, Mikolov & Bengio 2013):
 
-1. credit: (∂ŷ_t/∂h_t)ᵀ ∂ℓ_t/∂ŷ_t, from the losses of all rows at once;
-2. δ_t = credit_t + (∂h_{t+1}/∂h_t)ᵀ δ_{t+1}: the transition linearised for all rows at once, then the only loop over
-   time steps, which holds nothing but this recursion;
-3. immediate partials: Σ_t (∂⁺h_t/∂θ)ᵀ δ_t, all rows at once, one matrix product per weight.
+1. `credit`: (∂ŷ_t/∂h_t)ᵀ ∂ℓ_t/∂ŷ_t, from the losses of all rows at once;
+2. `linearise`, all rows at once; then `recur`, δ_t = credit_t + (∂h_{t+1}/∂h_t)ᵀ δ_{t+1}: the only loop over time
+   steps, which holds nothing but this recursion;
+3. `immediate`: Σ_t (∂⁺h_t/∂θ)ᵀ δ_t, all rows at once, one matrix product per weight.
 
 δ and cotangents are lists of leaves with None in place of leaves that have no derivative, or whose is not asked for.
 """
@@ -18,20 +18,55 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.forward import run_window
+from jax_bptt.forward import Rows, read_rows, rows_of, run_window
 from jax_bptt.losses import masked
 from jax_bptt.model import Loss
 from jax_bptt.split import Leaves, Parts, Pullback, combine, differentiable, split_pullback
 from jax_bptt.windows import PerWindow, Windows, example, fold, scan, unfold
 
+Pull = Callable[[Any, Any, Any], tuple[jax.Array, Leaves]]
+"""`(outputs, targets, mask) -> (losses, cotangents of the leaves of the outputs)`, of rows."""
+
+
+class Recurrence(NamedTuple):
+    """What is differentiated: the step's parts, the weights that it runs with, and the pullback of the transition."""
+
+    parts: Parts
+    weights: Leaves
+    pullback: Pullback
+
 
 class Objective(NamedTuple):
-    """What is summed: scale · Σ mask · loss(output, target)."""
+    """Where the credit comes from."""
 
-    loss: Loss
-    scale: jax.Array  # [], in the dtype in which the losses are summed
+    pull: Pull
     targets: Any  # [T, B, …]
     mask: jax.Array | None  # [T, B], in the dtype of the loss
+    dtype: Any
+    """In which the losses are summed."""
+
+
+class Wanted(NamedTuple):
+    """With respect to what the gradient is wanted beside the state: weights and inputs, None where it is not."""
+
+    weights: Leaves
+    xs: Leaves
+
+    def zeros(self) -> Leaves:
+        """Where gradients of the weights are summed up: zeros in at least single precision."""
+        return [None if w is None else jnp.zeros(w.shape, accumulator(w.dtype)) for w in self.weights]
+
+
+class Credit(NamedTuple):
+    """What the losses of all rows say, before anything is handed back in time."""
+
+    losses: jax.Array  # [R]
+    weights: Leaves
+    xs: Leaves
+    to_after: Leaves
+    """The credit to the state after each step; None for leaves that the readout does not read."""
+    to_before: Leaves
+    """The credit to the state before each step, where the readout reads it, too."""
 
 
 class WindowGradient(NamedTuple):
@@ -47,17 +82,35 @@ class WindowGradient(NamedTuple):
     """The cotangents of the inputs, leaves of `[W, B, …]`."""
 
 
-class Wanted(NamedTuple):
-    """With respect to what the gradient is wanted beside the state: weights and inputs, None where it is not."""
+def recurrence(parts: Parts, weights: Leaves, state: Leaves, xs: Leaves) -> Recurrence:
+    """Put together what is differentiated; `state` and `xs` tell shapes: leaves of `[B, …]` and `[T, B, …]`."""
+    drive = jax.eval_shape(parts.project, weights, example(xs, 2))
+    return Recurrence(parts, weights, split_pullback(parts.transition, weights, example(state, 1), drive))
 
-    weights: Leaves
-    xs: Leaves
+
+def pull_loss(loss: Loss, scale: jax.Array) -> Pull:
+    """The losses scale · mask · loss(output, target) of all rows, and their cotangents."""
+
+    def pull(outputs: Any, targets: Any, mask: jax.Array | None) -> tuple[jax.Array, Leaves]:
+        leaves, structure = jax.tree.flatten(outputs)
+
+        def losses(some):
+            outputs = jax.tree.unflatten(structure, combine(some, leaves))
+            if mask is None:
+                values = jax.vmap(loss)(outputs, targets)
+            else:
+                values = jax.vmap(masked(loss))(outputs, targets, mask)
+            values = scale * values.astype(scale.dtype)
+            return values.sum(), values
+
+        (_, values), cotangents = jax.value_and_grad(losses, has_aux=True)(differentiable(leaves))
+        return values, cotangents
+
+    return pull
 
 
 def window_gradient(
-    parts: Parts,
-    pullback: Pullback,
-    weights: Leaves,
+    recurrence: Recurrence,
     states: tuple[Leaves, Leaves],
     x: Leaves,
     objective: Objective,
@@ -67,79 +120,126 @@ def window_gradient(
     """The exact gradient of one window's losses and of `delta · state at its end`.
 
     Args:
-        parts: the step's parts, and its `pullback`.
-        weights: what `parts.prepare` made of the params.
+        recurrence: what is differentiated.
         states: the state after the window's last step, `[B, …]`, and that before every step, `[W, B, …]`.
         x: its inputs, leaves of `[W, B, …]`.
         objective: its losses; targets and mask are those of the window.
         delta: δ at its end, leaves of `[B, …]`.
         wanted: which of weights and xs a gradient is wanted for.
     """
-    end, before = states
-    batch = end[0].shape[0]
-    after = [
-        jnp.concatenate([b[1:], e[None]]) if read else b
-        for b, e, read in zip(before, end, parts.reads_after, strict=True)
-    ]
-    before_rows, after_rows, x_rows = fold(before), fold(after), fold(x)
-    wanted_x = [None if w is None else rows for w, rows in zip(wanted.xs, x_rows, strict=True)]
-
-    # 1. Credit from the losses, all rows at once.
-    readout = jax.vmap(parts.readout, in_axes=(None, 0, 0, 0))
-
-    def losses(w, after, x, before):
-        outputs = readout(
-            combine(w, weights), combine(after, after_rows), combine(x, x_rows), combine(before, before_rows)
-        )
-        return total(objective, outputs, fold(objective.targets), fold(objective.mask))
-
-    loss, (weights_readout, to_after, x_readout, to_before) = jax.value_and_grad(losses, argnums=(0, 1, 2, 3))(
-        wanted.weights,
-        _only(parts.reads_after, differentiable(after_rows)),
-        wanted_x,
-        _only(parts.reads_before, differentiable(before_rows)),
+    rows, batch = rows_of(recurrence.parts, states, x), states[0][0].shape[0]
+    targets, mask = fold((objective.targets, objective.mask))
+    from_losses = credit(recurrence, rows, objective.pull, targets, mask, wanted)
+    steps = unfold((linearise(recurrence, rows), from_losses.to_after, from_losses.to_before), batch)
+    start, deltas = recur(recurrence, delta, steps, x[0].shape[0])
+    weights_bar, x_bar = immediate(recurrence, rows, fold(deltas), wanted)
+    return WindowGradient(
+        loss=from_losses.losses.sum(),
+        weights=add(weights_bar, from_losses.weights),
+        start=start,
+        deltas=deltas,
+        xs=unfold(add(x_bar, from_losses.xs), batch),
     )
 
-    # 2. The recursion of δ, backwards in time.
-    drive_rows = jax.vmap(parts.project, in_axes=(None, 0))(weights, x_rows)
-    fixed = pullback.prepare(weights)
-    residuals = jax.vmap(pullback.linearise, in_axes=(None, 0, 0))(weights, before_rows, drive_rows)
-    pull = jax.vmap(pullback.pull, in_axes=(None, 0, 0))
+
+def credit(
+    recurrence: Recurrence,
+    rows: Rows,
+    pull_losses: Pull,
+    targets: Any,
+    mask: jax.Array | None,
+    wanted: Wanted,
+    counts: jax.Array | None = None,
+) -> Credit:
+    """What the losses of all rows say: credit to the states, and the gradient through the readout itself.
+
+    Args:
+        targets, mask: those of the rows, `[R, …]` and `[R]`.
+        counts: how often each row's loss counts, `[R]`; the credit to the states is that of counting it once.
+    """
+    parts, weights, _ = recurrence
+
+    def outputs(w, after, x, before):
+        read = Rows(combine(before, rows.before), combine(after, rows.after), combine(x, rows.x))
+        made = read_rows(parts, combine(w, weights), read)
+        return differentiable(jax.tree.leaves(made)), made
+
+    _, pull, made = jax.vjp(
+        outputs,
+        wanted.weights,
+        _only(parts.reads_after, differentiable(rows.after)),
+        _wanted_rows(wanted.xs, rows.x),
+        _only(parts.reads_before, differentiable(rows.before)),
+        has_aux=True,
+    )
+    losses, cotangents = pull_losses(made, targets, mask)
+    weights_bar, to_after, xs_bar, to_before = pull(cotangents)
+    if counts is not None:
+        losses = counts * losses
+        counted = jax.tree.map(lambda c: jax.vmap(jnp.multiply)(counts.astype(c.dtype), c), cotangents)
+        weights_bar, _, xs_bar, _ = pull(counted)
+    return Credit(losses, weights_bar, xs_bar, to_after, to_before)
+
+
+def linearise(recurrence: Recurrence, rows: Rows) -> Leaves:
+    """What the transition's pullback needs of each row."""
+    parts, weights, pullback = recurrence
+    drive = jax.vmap(parts.project, in_axes=(None, 0))(weights, rows.x)
+    return jax.vmap(pullback.linearise, in_axes=(None, 0, 0))(weights, rows.before, drive)
+
+
+def recur(
+    recurrence: Recurrence, delta: Leaves, steps: tuple[Leaves, Leaves, Leaves], length: int
+) -> tuple[Leaves, Leaves]:
+    """The recursion of δ, backwards in time.
+
+    Args:
+        delta: δ at the end, leaves of `[B, …]`.
+        steps: residuals, credit to the state after and credit to the state before each step, leaves of `[W, B, …]`.
+        length: W.
+
+    Returns:
+        δ at the start, and δ of the state after each step, `[W, B, …]`.
+    """
+    fixed = recurrence.pullback.prepare(recurrence.weights)
+    pull = jax.vmap(recurrence.pullback.pull, in_axes=(None, 0, 0))
 
     def back(delta, step):
         residuals_t, to_after_t, to_before_t = step
-        delta_t = _add(delta, to_after_t)
-        return _add(pull(fixed, residuals_t, delta_t), to_before_t), delta_t
+        delta_t = add(delta, to_after_t)
+        return add(pull(fixed, residuals_t, delta_t), to_before_t), delta_t
 
-    steps = unfold((residuals, to_after, to_before), batch)
-    start, deltas = jax.lax.scan(back, delta, steps, length=before[0].shape[0], reverse=True)
+    return jax.lax.scan(back, delta, steps, length=length, reverse=True)
 
-    # 3. Immediate partials, all rows at once: the state before each step is held constant.
-    transition = jax.vmap(parts.transition, in_axes=(None, 0, 0))
+
+def immediate(recurrence: Recurrence, rows: Rows, deltas: Leaves, wanted: Wanted) -> tuple[Leaves, Leaves]:
+    """The sum of the immediate partials, the state before each step held constant.
+
+    Args:
+        deltas: δ of the state after each step, leaves of `[R, …]`.
+
+    Returns:
+        The gradient of the weights, and the cotangents of the inputs, `[R, …]`.
+    """
+    parts, weights, _ = recurrence
     project = jax.vmap(parts.project, in_axes=(None, 0))
+    transition = jax.vmap(parts.transition, in_axes=(None, 0, 0))
 
-    def immediate(w, x):
-        drive = project(combine(w, weights), combine(x, x_rows))
-        return differentiable(transition(combine(w, weights), before_rows, drive))
+    def after(w, x):
+        drive = project(combine(w, weights), combine(x, rows.x))
+        return differentiable(transition(combine(w, weights), rows.before, drive))
 
-    _, pull_immediate = jax.vjp(immediate, wanted.weights, wanted_x)
-    weights_transition, x_transition = pull_immediate(fold(deltas))
-    return WindowGradient(
-        loss=loss,
-        weights=_add(weights_transition, weights_readout),
-        start=start,
-        deltas=deltas,
-        xs=unfold(_add(x_transition, x_readout), batch),
-    )
+    _, pull = jax.vjp(after, wanted.weights, _wanted_rows(wanted.xs, rows.x))
+    return pull(deltas)
 
 
 def reverse(
-    parts: Parts,
-    weights: Leaves,
+    recurrence: Recurrence,
     state: Leaves,
     stored: PerWindow,
     xs: Leaves,
     objective: Objective,
+    delta: Leaves,
     windows: Windows,
     save: str,
     wanted: Wanted,
@@ -148,16 +248,19 @@ def reverse(
     """The exact gradient of the whole sequence: windows from last to first, δ handed on.
 
     Args:
+        recurrence: what is differentiated.
         state: the state after the last step, leaves of `[B, …]`.
-        stored: what the forward pass saved of each window.
+        stored: what the forward pass saved of each window, as `save` has it.
         xs: the inputs, leaves of `[T, B, …]`.
+        objective: the losses.
+        delta: δ at the end, leaves of `[B, …]`.
+        windows: how time is cut.
+        wanted: which of weights and xs a gradient is wanted for.
         emit: picks from a window's gradient what is returned of every window.
 
     Returns:
         Loss, gradient of the weights, δ at the start; and what `emit` picked.
     """
-    drive = jax.eval_shape(jax.vmap(parts.project, in_axes=(None, 0)), weights, [x[0] for x in xs])
-    pullback = split_pullback(parts.transition, weights, example(state, 1), example(drive, 1))
 
     def window(carry, timed, stored):
         loss, weights_bar, delta, end = carry
@@ -165,35 +268,16 @@ def reverse(
         if save == "states":
             before, start = stored, [b[0] for b in stored]
         else:
-            before, start = run_window(parts, weights, stored, x, effects=False)[1], stored
-        gradient = window_gradient(
-            parts,
-            pullback,
-            weights,
-            (end, before),
-            x,
-            objective._replace(targets=targets, mask=mask),
-            delta,
-            wanted,
-        )
-        carry = loss + gradient.loss, _add(weights_bar, gradient.weights), gradient.start, start
+            before, start = run_window(recurrence.parts, recurrence.weights, stored, x, effects=False)[1], stored
+        of_window = objective._replace(targets=targets, mask=mask)
+        gradient = window_gradient(recurrence, (end, before), x, of_window, delta, wanted)
+        carry = loss + gradient.loss, add(weights_bar, gradient.weights), gradient.start, start
         return carry, emit(gradient)
 
-    zero = jnp.zeros_like(objective.scale)
-    weights_bar = jax.tree.map(lambda w: jnp.zeros(w.shape, accumulator(w.dtype)), wanted.weights)
-    delta = jax.tree.map(jnp.zeros_like, differentiable(state))
-    timed = (xs, objective.targets, objective.mask)
-    carry, out = scan(window, (zero, weights_bar, delta, state), timed, windows, stored=stored, reverse=True)
+    timed = xs, objective.targets, objective.mask
+    carry = jnp.zeros((), objective.dtype), wanted.zeros(), delta, state
+    carry, out = scan(window, carry, timed, windows, stored=stored, reverse=True)
     return carry[:3], out
-
-
-def total(objective: Objective, outputs: Any, targets: Any, mask: jax.Array | None) -> jax.Array:
-    """The sum scale · Σ mask · loss over rows: `outputs`, `targets` and `mask` have one leading axis."""
-    if mask is None:
-        losses = jax.vmap(objective.loss)(outputs, targets)
-    else:
-        losses = jax.vmap(masked(objective.loss))(outputs, targets, mask)
-    return objective.scale * losses.sum(dtype=accumulator(losses.dtype))
 
 
 def accumulator(dtype: Any) -> Any:
@@ -201,10 +285,14 @@ def accumulator(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _add(some: Leaves, more: Leaves) -> Leaves:
+def add(some: Leaves, more: Leaves) -> Leaves:
     """The sum, leaf by leaf, in the dtype of the first; None is zero."""
     return [b if a is None else a if b is None else a + b.astype(a.dtype) for a, b in zip(some, more, strict=True)]
 
 
 def _only(chosen: tuple[bool, ...], leaves: Leaves) -> Leaves:
     return [leaf if choose else None for choose, leaf in zip(chosen, leaves, strict=True)]
+
+
+def _wanted_rows(wanted: Leaves, rows: Leaves) -> Leaves:
+    return [None if w is None else row for w, row in zip(wanted, rows, strict=True)]

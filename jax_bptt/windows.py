@@ -18,10 +18,14 @@ import jax.numpy as jnp
 
 
 class Windows(NamedTuple):
-    """A sequence of `steps` time steps, cut into windows of `size` steps."""
+    """A sequence of `steps` time steps, cut into windows of `size` steps.
+
+    With an `overlap`, each window has that many steps before its own ones, too; the sequence then begins with as many.
+    """
 
     steps: int
     size: int
+    overlap: int = 0
 
     @property
     def full(self) -> int:
@@ -71,7 +75,7 @@ def scan(
     Args:
         body: `body(carry, timed, stored) -> (carry, out)`, of one window.
         carry: what is carried, at the outset.
-        timed: a pytree of `[T, …]`, of which `body` gets the window's steps.
+        timed: a pytree of `[overlap + T, …]`, of which `body` gets the window's steps.
         windows: how time is cut.
         stored: what belongs to each window, as an earlier `scan` returned it.
         reverse: whether to go from the last window to the first.
@@ -80,10 +84,10 @@ def scan(
         The carry at the end, and what `body` returned for each window.
     """
 
-    chex.assert_tree_shape_prefix(timed, (windows.steps,))
+    chex.assert_tree_shape_prefix(timed, (windows.overlap + windows.steps,))
 
     def cut(start, size):
-        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), timed)
+        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, windows.overlap + size), timed)
 
     def over_full(carry):
         if not windows.full:
