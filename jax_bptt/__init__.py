@@ -1,4 +1,4 @@
-"""Backpropagation through time, exact and fast, for any step function in JAX.
+"""Backpropagation through time, exact and truncated, for any step function in JAX.
 
     h_t, ŷ_t = step(θ, h_{t−1}, x_t)        a step of one sequence, written by the user
     L        = Σ_t ℓ(ŷ_t, y_t)
@@ -9,12 +9,16 @@
 Letters for dimensions, everywhere: T time, B batch, H hidden, I inputs, O outputs; W steps in a window and R = W·B
 rows of it, inside the library. Arrays have time first, then batch. Suffixes for time: `h_t`, `h_tm1` (h_{t−1}).
 
-The way of the data: `split` cuts the step by what it depends on; `windows` cuts time; `forward` computes the states;
-`reverse` holds the gradient of a window; `bptt` puts them together. `reference` has the same by `jax.grad`.
+The way of the data: `checks` reads a call; `split` cuts the step by what it depends on, `problem` makes flat leaves of
+everything; `windows` cuts time; `forward` computes the states; `reverse` holds the gradient of a window, and runs over
+windows for exact BPTT, as `laps` does for truncated; `bptt`, `truncated` and `unroll` say what is computed. `reference`
+has the same by `jax.grad`.
 """
 
 from jax_bptt import cells, losses, reference
 from jax_bptt.bptt import bptt, state_gradients
 from jax_bptt.model import Cell
+from jax_bptt.truncated import truncated_bptt
+from jax_bptt.unroll import unroll
 
-__all__ = ["Cell", "bptt", "cells", "losses", "reference", "state_gradients"]
+__all__ = ["Cell", "bptt", "cells", "losses", "reference", "state_gradients", "truncated_bptt", "unroll"]

@@ -190,6 +190,11 @@ def squared_error(y, target):
     return sum(0.5 * (leaf**2).sum(-1) for leaf in leaves(d)), d
 
 
+def inner_product(y, target):
+    """Per example, ⟨ŷ, y⟩ and its gradient: a loss under which cotangents are given."""
+    return sum((a * b).sum(-1) for a, b in zip(leaves(y), leaves(target), strict=True)), target
+
+
 def softmax_cross_entropy(logits, label):
     """Per example, −log softmax(ŷ)_label and its gradient."""
     e = np.exp(logits - logits.max(-1, keepdims=True))
@@ -216,6 +221,75 @@ def bptt(model: Model, loss, params, state, xs, targets, weights, reduction):
         d_xs.append(d_x)
         deltas.append(delta)
     return (total, state), (d_params, d_state, stacked(d_xs[::-1])), deltas[::-1]
+
+
+def truncated(
+    model: Model,
+    loss,
+    params,
+    state,
+    xs,
+    targets,
+    weights,
+    reduction,
+    k1,
+    k2,
+    losses="newest",
+    reset=None,
+    reset_state=None,
+    burn_in=0,
+    d_end=None,
+):
+    """Truncated BPTT, one window after the other, each from a constant start.
+
+    `reset` is [T, B]; `d_end` a cotangent of the last state. Returns loss and last state, gradients of (params, state,
+    xs) and of the state to reset to, and how often the loss of each step counts.
+    """
+    T = len(weights)
+    reset = np.zeros(weights.shape, bool) if reset is None else reset
+    initial = mapped(np.zeros_like, state) if reset_state is None else reset_state
+
+    def put_back(state, t):
+        return mapped(lambda s, i: np.where(reset[t][:, None], i, s), state, initial)
+
+    states, first_output = [state], None
+    for t in range(T):
+        following, output, _ = model.forward(params, put_back(states[t], t), at(xs, t))
+        states.append(following)
+        first_output = output if first_output is None else first_output
+    total, weight, counts = 0.0, 0.0, np.zeros(T, int)
+    nothing = mapped(np.zeros_like, loss(first_output, at(targets, 0))[1])
+    d_params, d_xs = None, [mapped(np.zeros_like, at(xs, t)) for t in range(T)]
+    d_start, d_initial = mapped(np.zeros_like, state), mapped(np.zeros_like, state)
+    for end in range(burn_in + k1, T + k1, k1):
+        start = max(burn_in, end - k2)
+        first = {"newest": end - k1, "all": start, "last": end - 1}[losses]
+        h, caches = states[min(start, T)], []
+        for t in range(start, min(end, T)):
+            h, output, cache = model.forward(params, put_back(h, t), at(xs, t))
+            d_output = nothing
+            if t >= first:
+                value, d_output = loss(output, at(targets, t))
+                total += (value * weights[t]).sum()
+                weight += weights[t].sum()
+                counts[t] += 1
+                d_output = mapped(lambda d, t=t: d * weights[t][:, None], d_output)
+            caches.append((t, cache, d_output))
+        is_last = end >= T
+        d_state = d_end if is_last and d_end is not None else mapped(np.zeros_like, state)
+        for t, cache, d_output in reversed(caches):
+            d_p, d_state, d_x, _ = model.backward(params, cache, d_output, d_state)
+            d_params = d_p if d_params is None else add(d_params, d_p)
+            d_xs[t] = add(d_xs[t], d_x)
+            d_initial = add(d_initial, mapped(lambda d, t=t: np.where(reset[t][:, None], d, 0), d_state))
+            d_state = mapped(lambda d, t=t: np.where(reset[t][:, None], 0, d), d_state)
+        if start == 0:
+            d_start = add(d_start, d_state)
+    if d_params is None:
+        d_params = mapped(np.zeros_like, params)
+    scale = 1.0 if reduction == "sum" else 0.0 if weight == 0 else 1 / weight
+    grads = mapped(lambda d: d * scale, (d_params, d_start, stacked(d_xs)))
+    return (total * scale, states[-1]), grads, d_initial, counts
 
 
 # Nestings of dicts, lists and tuples.

@@ -1,5 +1,6 @@
 """Bad input gets an error, before anything is compiled, that names the argument, what was found and what expected."""
 
+import functools
 import inspect
 
 import jax
@@ -18,7 +19,13 @@ GOOD = {
     "targets": np.zeros((T, B, O), "float32"),
 }
 GOOD["params"] = jax.tree.map(lambda p: np.asarray(p, "float32"), GOOD["params"])
-FUNCTIONS = {"bptt": jb.bptt, "state_gradients": jb.state_gradients, "reference.bptt": jb.reference.bptt}
+FUNCTIONS = {
+    "bptt": jb.bptt,
+    "state_gradients": jb.state_gradients,
+    "reference.bptt": jb.reference.bptt,
+    "truncated_bptt": functools.partial(jb.truncated_bptt, k1=2, k2=3),
+    "reference.truncated_bptt": functools.partial(jb.reference.truncated_bptt, k1=2, k2=3),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +61,18 @@ OPTIONS = [
     ({"argnums": 3}, ValueError, r"argnums: found 3, expected 0 \(params\), 1 \(state\), 2 \(xs\)"),
     ({"argnums": (0, 0)}, ValueError, r"argnums: found \(0, 0\), expected"),
     ({"argnums": ()}, ValueError, r"argnums: found \(\), expected"),
+    ({"burn_in": -1}, ValueError, "burn_in: found -1, expected at least 0"),
+    ({"burn_in": 1.0}, TypeError, r"burn_in: found 1\.0 of type float, expected an integer of at least 0"),
+    ({"k1": 0}, ValueError, "k1: found 0, expected at least 1"),
+    ({"k2": 2.5}, TypeError, r"k2: found 2\.5 of type float, expected a positive integer"),
+    (
+        {"k1": 5},
+        ValueError,
+        r"k2: found 3, expected at least k1 = 5, since k1 - k2 = 2 .* would be dropped; use k1 = 3",
+    ),
+    ({"losses": "some"}, ValueError, "losses: found 'some', expected one of 'newest', 'all', 'last'"),
+    ({"context": 3}, ValueError, "context: found 3, expected a multiple of k1 = 2"),
+    ({"parallel": 0}, ValueError, "parallel: found 0, expected at least 1"),
     ({"argnums": "params"}, TypeError, "argnums: found 'params', expected an integer or a sequence of integers"),
 ]
 
@@ -124,6 +143,50 @@ def test_mask(refuses):
     refuses(ValueError, r"mask: found shape \(2, 5\), expected", mask=np.ones((B, T)))
     refuses(TypeError, "mask: found dtype complex128, expected booleans or real numbers", mask=np.ones(T) * 1j)
     refuses(TypeError, r"mask: found .* of type list, expected an array of \[T\] or \[T, B\]", mask=[True] * T)
+
+
+def test_reset(refuses):
+    refuses(
+        ValueError,
+        r"reset: found shape \(4,\), expected \[T\] = \(5,\) or \[T, B\] = \(5, 2\)",
+        reset=np.zeros(4, bool),
+    )
+    refuses(TypeError, "reset: found dtype float64, expected booleans", reset=np.zeros(T))
+    reset = np.zeros((T, B), bool)
+    refuses(ValueError, "reset_state: found one, but no reset", reset_state=np.zeros((B, H), "float32"))
+    refuses(
+        ValueError,
+        r"reset_state: found shape \(4,\), expected \(2, 4\) as in the state",
+        reset=reset,
+        reset_state=np.zeros(H, "float32"),
+    )
+    refuses(
+        TypeError,
+        "reset_state: found dtype float64, expected float32 as in the state",
+        reset=reset,
+        reset_state=np.zeros((B, H)),
+    )
+    refuses(TypeError, "reset_state: found structure", reset=reset, reset_state=(np.zeros((B, H)),))
+
+
+@pytest.mark.parametrize("make", FUNCTIONS.values())
+def test_burn_in_and_context_leave_steps(make):
+    with pytest.raises(ValueError, match="burn_in: found 5, expected less than the 5 time steps of xs"):
+        make(CELL, jb.losses.squared_error, burn_in=5)(**GOOD)
+    if "context" in inspect.signature(make).parameters:
+        with pytest.raises(ValueError, match=r"context: found 4, expected less than the 4 .* after the burn-in"):
+            make(CELL, jb.losses.squared_error, burn_in=1, context=4)(**GOOD)
+
+
+def test_traced_k1_and_k2():
+    for changes in ({"k1": 0}, {"k2": 0}):
+        (name,) = changes
+
+        def call(k, name=name):
+            return jb.truncated_bptt(CELL, jb.losses.squared_error, **({"k1": 2, "k2": 3} | {name: k}))(**GOOD)
+
+        with pytest.raises(TypeError, match=rf"{name}: found .*, expected a positive integer"):
+            jax.jit(call)(2)
 
 
 def test_a_step_that_returns_no_pair(refuses):

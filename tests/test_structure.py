@@ -67,6 +67,22 @@ def test_step_loops_hold_the_recurrence_alone(name, save, loops):
         assert sizes(products(loop)[0]) <= {B, H, gates * H}
 
 
+@pytest.mark.parametrize("windows", [(W, W), (W, 3 * W), (W, 2 * W + 3)])
+@pytest.mark.parametrize("name", MODELS)
+def test_step_loops_of_truncation_hold_the_recurrence_alone(name, windows):
+    cell = MODELS[name]
+
+    def make(cell, loss):
+        return jb.truncated_bptt(cell, loss, *windows, parallel=2, argnums=(0, 1, 2))
+
+    found = step_loops(make, cell)
+    assert len(found) >= 2
+    for loop in found:
+        assert weights_carried(loop, cell.init(jax.random.key(0))) == []
+        assert len(products(loop)) == 1
+        assert not {I, O} & sizes(products(loop)[0])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_reading_finds_all_of_it_in_jax_grad(name):
     cell = MODELS[name]

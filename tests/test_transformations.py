@@ -13,8 +13,19 @@ GRADIENTS = {
     "states": lambda problem: jb.bptt(problem.model, problem.loss, window=4),
     "boundaries": lambda problem: jb.bptt(problem.model, problem.loss, window=4, save="boundaries"),
     "state_gradients": lambda problem: jb.state_gradients(problem.model, problem.loss, window=4),
+    "truncated": lambda problem: jb.truncated_bptt(problem.model, problem.loss, 3, 5, parallel=2),
+    "unrolled": lambda problem: _unrolled(problem),
     "reference": lambda problem: jb.reference.bptt(problem.model, problem.loss),
+    "truncated reference": lambda problem: jb.reference.truncated_bptt(problem.model, problem.loss, 3, 5),
 }
+
+
+def _unrolled(problem):
+    def objective(params, state, xs, targets):
+        state, outputs = jb.unroll(problem.model, params, state, xs, k1=3, k2=5)
+        return ((outputs - targets) ** 2).sum(), state
+
+    return jax.value_and_grad(objective, has_aux=True)
 
 
 @pytest.fixture(params=GRADIENTS)

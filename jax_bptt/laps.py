@@ -1,0 +1,297 @@
+"""Truncated BPTT by the reverse scan: all windows of a stretch of time side by side, as more rows.
+
+Time is cut into blocks of k1 steps. The window that ends with block i covers the k2 steps up to there: its own block
+and, where k2 > k1, some of the q blocks before it. With fixed params its states are those of the whole sequence. So
+everything but the recursion of δ is shared between overlapping windows and done once per step, as in exact BPTT:
+
+    credit and linearisation of all rows  →  laps  →  immediate partials of all rows, with the sum of the windows' δ
+
+A lap is the recursion of δ over the k1 steps of a block, with one lane per window. In lap 0 each lane is in its
+window's own block, in lap p in the block p before it, in lap q it goes only as far as the window reaches. δ begins with
+zero and is dropped at the end: nothing is handed on, except to the state at the outset.
+
+Arrays of blocks are `[N, k1, B, …]`; inside a stretch, blocks fold into the batch: `[k1, N·B, …]`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_bptt.forward import Rows, rows_of, run_window
+from jax_bptt.problem import zero_delta
+from jax_bptt.reverse import (
+    Objective,
+    Recurrence,
+    Wanted,
+    add,
+    credit,
+    immediate,
+    linearise,
+    recur,
+)
+from jax_bptt.split import Leaves, differentiable
+from jax_bptt.windows import PerWindow, Windows, fold, join, scan
+
+
+class Grid(NamedTuple):
+    """Where truncation cuts: windows of k2 steps that end at context + k1, context + 2·k1, … of `steps` steps."""
+
+    steps: int
+    k1: int
+    k2: int
+    losses: str
+    context: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks that have losses, the last one partial where k1 does not fit."""
+        return -(-(self.steps - self.context) // self.k1)
+
+    @property
+    def reach(self) -> int:
+        """q: into how many blocks before its own a window reaches."""
+        return (self.k2 - 1) // self.k1
+
+    @property
+    def front(self) -> int:
+        """The number of steps before the first one that the blocks have."""
+        return self.reach * self.k1 - self.context
+
+    def counts(self) -> np.ndarray:
+        """How many windows have the loss of each step, `[T]`."""
+        counts = np.zeros(self.steps, int)
+        for end in self.context + self.k1 * np.arange(1, self.blocks + 1):
+            first = {"newest": end - self.k1, "all": max(self.context, end - self.k2), "last": end - 1}[self.losses]
+            counts[max(0, first) : end] += 1
+        return counts
+
+
+def default_lanes(grid: Grid, batch: int) -> int:
+    """The number of windows side by side, where the user leaves it to us.
+
+    About 256 rows in a lap, and at least twice as many windows as each reaches back over, so that little is done twice
+    where two stretches meet.
+    """
+    return min(grid.blocks, max(-(-256 // batch), 2 * grid.reach))
+
+
+def reverse_truncated(
+    recurrence: Recurrence,
+    state: Leaves,
+    stored: PerWindow,
+    xs: Leaves,
+    objective: Objective,
+    grid: Grid,
+    lanes: int,
+    save: str,
+    wanted: Wanted,
+    delta: Leaves | None = None,
+    constants: int = 0,
+) -> tuple[jax.Array, Leaves, Leaves, Leaves]:
+    """The sum of the gradients of all windows.
+
+    Args:
+        recurrence: what is differentiated.
+        state: the state after the last step, leaves of `[B, …]`.
+        stored: what the forward pass saved of each block, as `save` has it.
+        xs: the inputs, leaves of `[T, B, …]`.
+        objective: the losses; steps without one are masked.
+        grid: where truncation cuts; with no more context than windows reach back over.
+        lanes: windows side by side.
+        save: what the forward pass saved.
+        wanted: which of weights and xs a gradient is wanted for.
+        delta: a cotangent of the state after the last step, which travels back in the last window.
+        constants: how many leaves at the end of the state are constants to reset to, where the last of xs says so. No
+            window cuts their credit.
+
+    Returns:
+        Loss, gradient of the weights, δ at the start, cotangents of the inputs `[T, B, …]`.
+    """
+    batch, q, k1 = state[0].shape[0], grid.reach, grid.k1
+    times = np.arange(-grid.front, grid.context + grid.blocks * k1).reshape(-1, k1)  # [q + n, k1]
+    real = (times >= 0) & (times < grid.steps)
+    padded = not real.all()
+
+    def in_blocks(a: Any, tail: Any) -> Any:
+        return _padded(a, grid.front, times.size, tail).reshape(-1, k1, *a.shape[1:])
+
+    mask = objective.mask
+    if padded:
+        mask = jnp.ones((grid.steps, batch), objective.dtype) if mask is None else mask
+        mask = jnp.where(real[..., None], in_blocks(mask, mask[-1]), 0)
+    elif mask is not None:
+        mask = in_blocks(mask, mask[-1])
+    if save == "states":
+        before = [in_blocks(b, end) for b, end in zip(join(stored), state, strict=True)]
+        ends = [jnp.concatenate([b[1:, 0], end[None]]) for b, end in zip(before, state, strict=True)]
+    else:
+        before, ends = [_padded(b, grid.front // k1, len(times), b[-1]) for b in _stacked(stored)], []
+    inputs, targets = jax.tree.map(lambda a: in_blocks(a, a[-1]), (xs, objective.targets))
+    if constants and padded:
+        inputs[-1] = inputs[-1] & real[..., None]  # nothing is put back where there is no step
+
+    def stretch(carry, timed, _):
+        loss, weights_bar, start_bar, xs_bar = carry
+        (x, targets), mask, before, ends, times, block = timed
+        lanes = len(block) - q
+        x, targets, mask = jax.tree.map(_side_by_side, (x, targets, mask))
+        if save == "states":
+            states = fold(ends), jax.tree.map(_side_by_side, before)
+        else:
+            states = run_window(recurrence.parts, recurrence.weights, fold(before), x, effects=False)
+
+        def in_blocks(rows):  # [k1·N·B, …] as [k1, N, B, …]
+            return jax.tree.map(lambda a: a.reshape(k1, -1, batch, *a.shape[1:]), rows)
+
+        def own(rows):  # those of the blocks that the lanes begin in
+            return jax.tree.map(lambda a: a[:, q:].reshape(-1, *a.shape[3:]), in_blocks(rows))
+
+        # Credit: from the losses of all blocks, or of the lanes' own ones.
+        rows = rows_of(recurrence.parts, states, x)
+        targets, mask = fold((targets, mask))
+        if grid.losses == "all":
+            counts = jnp.asarray(_lane_counts(grid, lanes), objective.dtype)
+            counts = jnp.broadcast_to(counts[..., None], (*counts.shape, batch)).reshape(-1)
+            from_losses = credit(recurrence, rows, objective.pull, targets, mask, wanted, counts)
+            xs_more = in_blocks(from_losses.xs)
+        else:
+            from_losses = credit(recurrence, Rows(*own(tuple(rows))), objective.pull, own(targets), own(mask), wanted)
+            xs_more = jax.tree.map(lambda a: _pad(a, q), in_blocks(from_losses.xs))
+        to_after, to_before = in_blocks((from_losses.to_after, from_losses.to_before))
+        if delta is not None:
+            is_last = (grid.steps == times[q:].T + 1)[..., None]  # [k1, lanes, 1]
+            to_after = add(to_after, jax.tree.map(lambda d: _where(is_last, d[None, None]), delta))
+
+        # δ, one lane per window, and of all of it what arrives at the outset: in lanes that begin there or pass by.
+        residuals = in_blocks(linearise(recurrence, rows))
+        starts, deltas = _laps(recurrence, grid, lanes, residuals, (to_after, to_before), state)
+        begin = (times[q:, -1] + 1 == grid.k2)[:, None]  # [lanes, 1]
+        moving = len(state) - constants
+        arrived = jax.tree.map(lambda d: _where(begin, d).sum(0), starts[:moving])
+        if padded:
+            passed = (times.T == -1)[..., None]  # [k1, N, 1]
+            arrived = add(arrived, jax.tree.map(lambda d: _where(passed, d).sum((0, 1)), deltas[:moving]))
+        start_bar = add(start_bar, arrived + jax.tree.map(lambda d: d.sum(0), starts[moving:]))
+        if padded:
+            there = ((times >= 0) & (times < grid.steps)).T[..., None]
+            deltas = jax.tree.map(lambda d: _where(there, d), deltas)
+
+        # Immediate partials, with the sum of the lanes' δ.
+        flat = jax.tree.map(lambda d: d.reshape(-1, *d.shape[3:]), deltas)
+        weights_more, x_bar = immediate(recurrence, rows, flat, wanted)
+        here = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), add(in_blocks(x_bar), xs_more))
+        xs_bar = jax.tree.map(lambda bar, more: _add_at(bar, more, block[0]), xs_bar, here)
+        weights_bar = add(add(weights_bar, weights_more), from_losses.weights)
+        return (loss + from_losses.losses.sum(), weights_bar, start_bar, xs_bar), None
+
+    carry = (
+        jnp.zeros((), objective.dtype),
+        wanted.zeros(),
+        zero_delta(state),
+        jax.tree.map(lambda w: jnp.zeros((*times.shape, *w.shape[1:]), w.dtype), wanted.xs),
+    )
+    timed = (inputs, targets), mask, before, ends, jnp.asarray(times), jnp.arange(len(times))
+    (loss, weights_bar, start_bar, xs_bar), _ = scan(stretch, carry, timed, Windows(grid.blocks, lanes, overlap=q))
+    xs_bar = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[grid.front :][: grid.steps], xs_bar)
+    return loss, weights_bar, start_bar, xs_bar
+
+
+def _laps(
+    recurrence: Recurrence,
+    grid: Grid,
+    lanes: int,
+    residuals: Leaves,
+    credit: tuple[Leaves, Leaves],
+    state: Leaves,
+) -> tuple[Leaves, Leaves]:
+    """The recursion of δ in all lanes of a stretch.
+
+    Args:
+        residuals: leaves of `[k1, N, B, …]`, of N = q + lanes blocks.
+        credit: to the states after and before each step: of all blocks where all losses count, else of the lanes' own.
+
+    Returns:
+        δ where each lane's window starts, `[lanes, B, …]`, and the sum of the lanes' δ after each step,
+        `[k1, N, B, …]`.
+    """
+    q, k1 = grid.reach, grid.k1
+    batch = state[0].shape[0]
+
+    def lap(p, length, delta, deltas, credit):
+        def last_steps(a):  # [k1, lanes, B, …] as [length, lanes·B, …]
+            return a[k1 - length :].reshape(length, lanes * batch, *a.shape[3:])
+
+        def of_lap(a):
+            return last_steps(jax.lax.dynamic_slice_in_dim(a, q - p, lanes, axis=1))
+
+        if grid.losses == "all":
+            to_after, to_before = jax.tree.map(of_lap, credit)
+        else:
+            to_after, to_before = jax.tree.map(last_steps, credit)
+        delta, more = recur(recurrence, delta, (jax.tree.map(of_lap, residuals), to_after, to_before), length)
+        more = jax.tree.map(lambda a: a.reshape(length, lanes, batch, *a.shape[2:]), more)
+        return delta, jax.tree.map(lambda a, b: _add_at(a, b, k1 - length, q - p), deltas, more)
+
+    zeros = differentiable(state)
+    delta = jax.tree.map(lambda s: jnp.zeros((lanes * batch, *s.shape[1:]), s.dtype), zeros)
+    deltas = jax.tree.map(lambda s: jnp.zeros((k1, q + lanes, *s.shape), s.dtype), zeros)
+    last = grid.k2 - q * k1
+    later = credit if grid.losses == "all" else jax.tree.map(lambda _: None, credit)
+    if q == 0:
+        delta, deltas = lap(0, last, delta, deltas, credit)
+    else:
+        delta, deltas = lap(0, k1, delta, deltas, credit)
+        if q > 1:
+            (delta, deltas), _ = jax.lax.scan(
+                lambda carry, p: (lap(p, k1, *carry, later), None), (delta, deltas), jnp.arange(1, q)
+            )
+        delta, deltas = lap(q, last, delta, deltas, later)
+    return jax.tree.map(lambda d: d.reshape(lanes, batch, *d.shape[1:]), delta), deltas
+
+
+def _lane_counts(grid: Grid, lanes: int) -> np.ndarray:
+    """How many of a stretch's windows reach each step of its blocks, `[k1, N]`."""
+    counts = np.zeros((grid.k1, grid.reach + lanes), int)
+    for lane in range(lanes):
+        covered = counts[:, lane : grid.reach + lane + 1].T.reshape(-1)  # from the first block that the lane reaches
+        covered[-grid.k2 :] += 1
+        counts[:, lane : grid.reach + lane + 1] = covered.reshape(-1, grid.k1).T
+    return counts
+
+
+def _side_by_side(a: jax.Array) -> jax.Array:
+    """`[N, k1, B, …]` as `[k1, N·B, …]`."""
+    a = jnp.moveaxis(a, 0, 1)
+    return a.reshape(a.shape[0], -1, *a.shape[3:])
+
+
+def _padded(a: jax.Array, front: int, length: int, tail: jax.Array) -> jax.Array:
+    """`[T, …]` as `[length, …]`: `front` copies of the first, and as many of `tail` as it takes."""
+    back = length - front - a.shape[0]
+    parts = [jnp.broadcast_to(a[:1], (front, *a.shape[1:])), a, jnp.broadcast_to(tail[None], (back, *a.shape[1:]))]
+    parts = [part for part in parts if part.shape[0]]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def _pad(a: jax.Array, blocks: int) -> jax.Array:
+    """`[k1, lanes, B, …]` as `[k1, blocks + lanes, B, …]`, with zeros."""
+    return jnp.pad(a, [(0, 0), (blocks, 0)] + [(0, 0)] * (a.ndim - 2))
+
+
+def _stacked(stored: PerWindow) -> Leaves:
+    """What was stored of each window, one after the other."""
+    parts = [part for part in (stored.full, jax.tree.map(lambda a: a[None], stored.last)) if part is not None]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def _where(mask: jax.Array, a: jax.Array) -> jax.Array:
+    """`a` where the mask, which has its first axes, is true, else 0."""
+    return jnp.where(mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim)), a, jnp.zeros_like(a))
+
+
+def _add_at(a: jax.Array, b: jax.Array, *place: Any) -> jax.Array:
+    """`a` with `b` added to a part of it that begins at `place`."""
+    place = (*place, *[0] * (a.ndim - len(place)))
+    return jax.lax.dynamic_update_slice(a, jax.lax.dynamic_slice(a, place, b.shape) + b, place)

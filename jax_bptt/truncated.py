@@ -1,0 +1,111 @@
+"""Truncated backpropagation through time: how far back the credit of each loss travels.
+
+Windows end at e = k1, 2·k1, …; the one that ends at e starts from the constant h_{max(0, e−k2)}, and its gradient is
+the exact gradient of its losses from there. The truncated gradient is the sum over the windows. `laps` computes it, all
+windows of a stretch side by side, on the same pieces of `reverse` as exact BPTT.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jax_bptt import problem
+from jax_bptt.checks import check_argnums, check_call, check_count, check_options, check_truncation
+from jax_bptt.forward import forward
+from jax_bptt.laps import Grid, default_lanes, reverse_truncated
+from jax_bptt.model import Loss, Model, step_of
+from jax_bptt.windows import Windows
+
+
+def truncated_bptt(
+    model: Model,
+    loss: Loss,
+    k1: int,
+    k2: int,
+    *,
+    losses: str = "newest",
+    argnums: int | Sequence[int] = 0,
+    reduction: str = "sum",
+    save: str | None = None,
+    burn_in: int = 0,
+    context: int = 0,
+    parallel: int | None = None,
+) -> Callable[..., tuple[tuple[jax.Array, Any], Any]]:
+    """The gradient by backpropagation through time, truncated.
+
+    Windows end at e = k1, 2·k1, …; where T is no multiple of k1, the result is that of the sequence padded to one with
+    masked steps. With the params held fixed over the sequence,
+
+        ∂L/∂θ ≈ Σ_e ∂/∂θ Σ_{t in losses of e} ℓ_t,    from the constant h_{max(0, e−k2)}
+
+    so that a window evaluates at most k2 steps. Which losses a window has:
+
+        losses="newest"  e−k1+1 … e           every loss once; it travels back at least k2−k1+1 and at most k2 steps
+        losses="all"     max(0, e−k2)+1 … e   every loss in reach, so that one counts about k2/k1 times
+        losses="last"    e                    one loss a window
+
+    Windows overlap where k1 < k2, and have the same states there. Only the recursion of δ is run for each; credit,
+    linearisation and immediate partials are done once per step. The backward pass is k2 steps deep, not T.
+
+    Args:
+        model, loss, argnums, reduction, save, burn_in: as for `bptt`. With `reduction="mean"`, a loss that counts twice
+            weighs twice. With `save="boundaries"`, the state before every k1-th step is saved. Windows are counted from
+            the end of the burn-in.
+        k1: steps from one window's end to the next.
+        k2: steps that a window reaches back over.
+        losses: "newest", "all" or "last".
+        context: the first steps carry credit but have no loss, and windows are counted from their end; a multiple of
+            k1. For streams where k2 > k1: with the inputs and targets of the last k1·⌈(k2−k1)/k1⌉ steps of the chunk
+            before in front of a chunk, chunks add up to the whole. The state returned is that before the last `context`
+            steps, the next chunk's context. (In front of the first chunk put any steps, and `reset` after them.)
+        parallel: windows side by side; more take more memory, and are faster up to a point. None leaves it to
+            `jax_bptt.laps.default_lanes`.
+
+    Returns:
+        `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> ((loss, state), grads)`, as
+        `bptt` does. The gradient with respect to state and xs is zero where no credit arrives.
+
+    Raises:
+        TypeError, ValueError: when built, for an option, and when called, for an argument, that is not of this form;
+            for k2 < k1 with `losses="newest"`, by which losses would be dropped.
+
+    Source:
+        R. J. Williams and J. Peng, "An efficient gradient-based algorithm for on-line training of recurrent network
+        trajectories", 1990: BPTT(h; h′), with h = k2 and h′ = k1; I. Sutskever, "Training recurrent neural networks",
+        2013, section 2.8.6, whose algorithm this is, with the double counting left out.
+    """
+    chosen = check_argnums(argnums)
+    step = step_of(model)
+    check_options(loss, reduction, burn_in, save)
+    k1, k2, context = check_truncation(k1, k2, losses, context)
+    if parallel is not None:
+        check_count("parallel", parallel)
+
+    def gradient(
+        params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
+    ) -> tuple[tuple[jax.Array, Any], Any]:
+        call = check_call(step, loss, chosen, params, state, xs, targets, mask, reset, reset_state, burn_in, context)
+        reach = Grid(call.steps, k1, k2, losses).reach * k1
+        of_call = problem.problem(step, call, chosen, burn_in + max(0, context - reach))
+        grid = Grid(of_call.steps, k1, k2, losses, min(context, reach))
+        parts, weights, _ = of_call.recurrence
+        windows, kept = Windows(grid.steps, k1), save or "states"
+        mark = call.steps - context - of_call.burn_in
+        end, last, stored, _ = forward(parts, weights, of_call.state, of_call.xs, windows, kept, mark=mark)
+        value, weights_bar, start, xs_bar = reverse_truncated(
+            of_call.recurrence,
+            end,
+            stored,
+            of_call.xs,
+            problem.objective(of_call, loss, call.loss_dtype, reduction, grid.counts()),
+            grid,
+            min(grid.blocks, parallel or default_lanes(grid, of_call.batch)),
+            kept,
+            of_call.wanted,
+            constants=of_call.constants,
+        )
+        grads = problem.gradients(of_call, call, argnums, weights_bar, start, xs_bar)
+        return (value.astype(call.loss_dtype), problem.state_of(of_call, call, last)), grads
+
+    return gradient
