@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,11 @@ import optax
 
 import jax_bptt as jb
 from jax_bptt import text
+from jax_bptt.characters import LOSS, Gradient, Task, credit, distance, held_out_bits, language_model, sample, train
+from jax_bptt.compare import compare
 
+DEFAULT_K1 = 32
 CELLS = {"elman": jb.cells.elman, "gru": jb.cells.gru, "lstm": jb.cells.lstm}
-LOSS = jb.losses.softmax_cross_entropy
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         anything. Wrong arguments exit with 2.
     """
     parser = _parser()
-    arguments = parser.parse_args(argv, argparse.Namespace(text=None))
+    arguments = parser.parse_args(argv, argparse.Namespace(text=None, k1=None, k2=None, exact=False))
     try:
         from jax_bptt import plots, terminal
     except ImportError as error:
@@ -49,92 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\njax-bptt: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-class Task(NamedTuple):
-    """What is trained on what."""
-
-    corpus: text.Corpus
-    inputs: np.ndarray  # [K, T, B]
-    targets: np.ndarray  # [K, T, B]
-    model: jb.Cell
-
-
-class Training(NamedTuple):
-    """What came of training."""
-
-    params: Any
-    bits: list[float]
-    """Bits per character of the chunk of each update."""
-
-
-def train(
-    task: Task,
-    params: Any,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-    advance: Callable[[int, float, int], None],
-    interrupted: Callable[[], bool],
-) -> Training:
-    """Make `steps` updates, one per chunk, the state carried from chunk to chunk and begun anew with the text.
-
-    Args:
-        task: what is trained on what.
-        params: where it begins.
-        optimizer: of optax.
-        steps: how many updates.
-        advance: is told after each update how many there were, recent bits per character, and characters read.
-        interrupted: ends the training where it tells that it was; at least one update is made.
-    """
-    gradient = jb.bptt(task.model, LOSS, reduction="mean")
-
-    @jax.jit
-    def update(params, opt_state, state, inputs, targets):
-        (loss, state), grads = gradient(params, state, inputs, targets)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, state, loss / jnp.log(2)
-
-    chunks, chunk, batch = task.inputs.shape
-    start = state = task.model.initial_state(batch)
-    opt_state = optimizer.init(params)
-    bits: list[float] = []
-    recent = 0.0
-    for i in range(steps):
-        if i % chunks == 0:
-            state = start
-        params, opt_state, state, loss = update(
-            params, opt_state, state, task.inputs[i % chunks], task.targets[i % chunks]
-        )
-        bits.append(float(loss))
-        recent += (bits[-1] - recent) / min(len(bits), 20)
-        advance(i + 1, recent, (i + 1) * chunk * batch)
-        if interrupted():
-            break
-    return Training(params, bits)
-
-
-def held_out_bits(model: jb.Cell, params: Any, ids: np.ndarray) -> float:
-    """Bits per character of one long text, read from its beginning; from the third character on, as for a trigram."""
-
-    @jax.jit
-    def loss(params, inputs, targets):
-        def read(state, tokens):
-            token, next_token = tokens
-            state, logits = model.step(params, state, token)
-            return state, LOSS(logits, next_token)
-
-        start = jax.tree.map(lambda leaf: leaf[0], model.initial_state(1))
-        return jax.lax.scan(read, start, (inputs, targets))[1][1:].mean()
-
-    return float(loss(params, ids[:-1], ids[1:]) / np.log(2))
-
-
-def credit(task: Task, params: Any) -> np.ndarray:
-    """‖∂L/∂h_t‖ at every step of the first chunk, over all streams and leaves of the state."""
-    deltas = jax.jit(jb.state_gradients(task.model, LOSS, reduction="mean"))
-    state = task.model.initial_state(task.inputs.shape[2])
-    leaves = jax.tree.leaves(deltas(params, state, task.inputs[0], task.targets[0]))
-    return np.sqrt(sum(np.square(leaf).sum(axis=tuple(range(1, leaf.ndim))) for leaf in leaves))
 
 
 def _run(task: Task, arguments: argparse.Namespace, terminal: Any, plots: Any) -> None:
@@ -153,14 +69,15 @@ def _run(task: Task, arguments: argparse.Namespace, terminal: Any, plots: Any) -
         f"model: {arguments.cell}, {arguments.layers} x {arguments.hidden} units, {size:,} parameters; "
         f"chunks of {chunk} steps, {batch} streams, {chunks} chunks a pass\n"
     )
-    _check_gradient(task, params, out, terminal)
+    _check_gradient(task, arguments, params, out, terminal)
 
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, arguments.lr, arguments.steps // 20, arguments.steps, arguments.lr / 50
     )
     optimizer = optax.chain(optax.clip_by_global_norm(arguments.clip), optax.adam(schedule))
     with terminal.progress(out, arguments.steps) as advance, terminal.interruptible() as interrupted:
-        training = train(task, params, optimizer, arguments.steps, advance, interrupted)
+        gradient, _ = _gradients(task, arguments)
+        training = train(task, gradient, params, optimizer, arguments.steps, advance, interrupted)
     if len(training.bits) < arguments.steps:
         out.print(f"interrupted after {len(training.bits)} of {arguments.steps} steps: this is what was learnt so far")
 
@@ -172,10 +89,10 @@ def _run(task: Task, arguments: argparse.Namespace, terminal: Any, plots: Any) -
     learnt = held_out_bits(task.model, training.params, task.corpus.held_out)
     rows = [(name, f"{bits:.3f}") for name, bits in [*counted.items(), (f"this {arguments.cell}", learnt)]]
     out.print()
-    out.print(terminal.table("Held-out text", ("model", "bits per character"), rows))
+    terminal.print_table(out, "Held-out text", ("model", "bits per character"), rows)
     if arguments.sample:
         prompt = jnp.asarray(task.corpus.held_out[: min(chunk, len(task.corpus.held_out))])
-        drawn = text.sample(task.model, training.params, key_sample, prompt, arguments.sample, arguments.temperature)
+        drawn = sample(task.model, training.params, key_sample, prompt, arguments.sample, arguments.temperature)
         out.print(f"\nSample at temperature {arguments.temperature:g}:\n")
         out.print(terminal.printable(text.decode(task.corpus.vocabulary, np.asarray(drawn).tolist())))
     plots.report(
@@ -189,24 +106,45 @@ def _run(task: Task, arguments: argparse.Namespace, terminal: Any, plots: Any) -
     out.print(f"\npicture: {arguments.out}\n{time.perf_counter() - started:.0f} s in all")
 
 
-def _check_gradient(task: Task, params: Any, out: Any, terminal: Any) -> None:
-    """Print the hand-rolled gradient beside that of `jax.grad`, on the first chunk."""
-    from jax_bptt.compare import compare
+def _gradients(task: Task, arguments: argparse.Namespace) -> tuple[Gradient, Gradient]:
+    """The gradient that is trained with, and the same by `jax.grad`."""
+    model, k1, k2 = task.model, arguments.k1, arguments.k2
+    if arguments.exact:
+        return jb.bptt(model, LOSS, reduction="mean"), jb.reference.bptt(model, LOSS, reduction="mean")
+    return (
+        jb.truncated_bptt(model, LOSS, k1, k2, reduction="mean"),
+        jb.reference.truncated_bptt(model, LOSS, k1, k2, reduction="mean"),
+    )
 
-    gradients = (make(task.model, LOSS, reduction="mean") for make in (jb.bptt, jb.reference.bptt))
-    state = task.model.initial_state(task.inputs.shape[2])
-    grads = [lambda *arguments, g=g: g(*arguments)[1] for g in gradients]
-    comparison = compare(*grads, params, state, task.inputs[0], task.targets[0])
+
+def _check_gradient(task: Task, arguments: argparse.Namespace, params: Any, out: Any, terminal: Any) -> None:
+    """Print the hand-rolled gradient beside that of `jax.grad`, and the truncated beside the exact one."""
+    gradient, reference = _gradients(task, arguments)
+    chunk, batch = task.inputs.shape[1:]
+    steps = chunk if arguments.exact else min(chunk, arguments.k2 + 7 * arguments.k1)
+    state = task.model.initial_state(batch)
+    comparison = compare(
+        lambda *call: gradient(*call)[1],
+        lambda *call: reference(*call)[1],
+        *(params, state, task.inputs[0, :steps], task.targets[0, :steps]),
+    )
+    kind = "exact" if arguments.exact else f"truncated, k1 = {arguments.k1}, k2 = {arguments.k2}"
     rows = [(name, f"{difference:.1e}") for name, difference in comparison.differences.items()]
-    title = "Gradient: hand-rolled beside jax.grad"
-    out.print(terminal.table(title, ("parameter", "largest relative difference"), rows))
+    title = f"Gradient of {steps} steps ({kind}), hand-rolled beside jax.grad"
+    terminal.print_table(out, title, ("parameter", "largest relative difference"), rows)
     ours, other = comparison.cost, comparison.other
     rows = [
-        ("jax_bptt.bptt", terminal.seconds(ours.seconds), terminal.mebibytes(ours.temporary_bytes)),
+        ("jax_bptt", terminal.seconds(ours.seconds), terminal.mebibytes(ours.temporary_bytes)),
         ("jax.grad", terminal.seconds(other.seconds), terminal.mebibytes(other.temporary_bytes)),
         ("ratio", f"{ours.seconds / other.seconds:.2f}", f"{ours.temporary_bytes / other.temporary_bytes:.2f}"),
     ]
-    out.print(terminal.table("Cost of one gradient, compiled", ("", "time (median of 5)", "temporary memory"), rows))
+    terminal.print_table(out, "Cost of that gradient, compiled", ("", "time (median of 5)", "temporary memory"), rows)
+    if not arguments.exact:
+        far = distance(task, params, gradient, jb.bptt(task.model, LOSS, reduction="mean"))
+        out.print(
+            f"truncated beside exact gradient of a chunk, before training: cosine {far.cosine:.4f}, "
+            f"{far.norm:.4f} of its norm, difference {far.difference:.1e} of its norm"
+        )
     out.print()
 
 
@@ -219,6 +157,12 @@ def _prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace, fil
         parser.error(f"--out: found the directory {out}, expected a file name")
     if not out.parent.is_dir():
         parser.error(f"--out: found no directory {out.parent} to write in")
+    if arguments.exact and (arguments.k1 or arguments.k2):
+        parser.error("--exact: found with --k1 or --k2, expected one or the other")
+    arguments.k1 = arguments.k1 or min(DEFAULT_K1, arguments.k2 or DEFAULT_K1)
+    arguments.k2 = arguments.k2 or arguments.k1
+    if arguments.k2 < arguments.k1:
+        parser.error(f"--k2: found {arguments.k2}, expected at least --k1, which is {arguments.k1}")
     try:  # in a way that leaves nothing behind
         if out.exists():
             out.open("ab").close()
@@ -248,7 +192,7 @@ def _prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace, fil
         for (i, h), o in zip(itertools.pairwise(sizes), outputs, strict=True)
     ]
     cell = layers[0] if len(layers) == 1 else jb.cells.stack(layers)
-    return Task(corpus, inputs, targets, text.language_model(cell, len(corpus.vocabulary), arguments.embedding))
+    return Task(corpus, inputs, targets, language_model(cell, len(corpus.vocabulary), arguments.embedding))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -269,13 +213,34 @@ def _parser() -> argparse.ArgumentParser:
         "with Python)",
         default=argparse.SUPPRESS,
     )
-    data.add_argument("--chunk", type=_count, default=64, metavar="N", help="steps of a chunk, credit's longest way")
+    data.add_argument("--chunk", type=_count, default=64, metavar="N", help="steps of a chunk, an update each")
     data.add_argument("--batch", type=_count, default=32, metavar="N", help="streams read side by side")
     model = parser.add_argument_group("model")
     model.add_argument("--cell", choices=CELLS, default="gru", help="kind of recurrent cell")
     model.add_argument("--hidden", type=_count, default=192, metavar="N", help="units of a layer")
     model.add_argument("--layers", type=_count, default=1, metavar="N", help="layers of cells")
     model.add_argument("--embedding", type=_count, default=32, metavar="N", help="size of a character's embedding")
+    truncation = parser.add_argument_group("truncation")
+    truncation.add_argument(
+        "--k1",
+        type=_count,
+        metavar="N",
+        help=f"steps from one window's end to the next (default: {DEFAULT_K1}, or --k2 if that is less)",
+        default=argparse.SUPPRESS,
+    )
+    truncation.add_argument(
+        "--k2",
+        type=_count,
+        metavar="N",
+        help="steps that a window's losses travel back at most, at least --k1 (default: --k1)",
+        default=argparse.SUPPRESS,
+    )
+    truncation.add_argument(
+        "--exact",
+        action="store_true",
+        help="no truncation inside a chunk: all credit travels back to its beginning (default: truncated)",
+        default=argparse.SUPPRESS,
+    )
     training = parser.add_argument_group("training")
     training.add_argument("--steps", type=_count, default=1800, metavar="N", help="updates, one per chunk")
     training.add_argument(

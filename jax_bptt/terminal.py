@@ -27,19 +27,18 @@ def console() -> Console:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a text may hold what the terminal's encoding does not
     terminal = sys.stdout.isatty()
-    return Console(
-        highlight=False, markup=False, force_terminal=terminal, no_color=not terminal, width=None if terminal else 100
-    )
+    return Console(highlight=False, markup=False, soft_wrap=True, force_terminal=terminal, no_color=not terminal)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are figures."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+def print_table(to: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column is text and whose others are figures."""
+    made = Table()
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
-    return made
+    to.print(Text(title, style="bold"))
+    to.print(made)
 
 
 def printable(text: str) -> str:

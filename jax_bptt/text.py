@@ -1,6 +1,6 @@
-"""Text as data: characters as integers, a language model of them, and counted models to compare it with.
+"""Text as data: characters as integers, and counted models to compare a language model with.
 
-    text → Corpus(vocabulary, train, held_out) → streams for training, bits per character on what was held out
+    text → Corpus(vocabulary, train, held_out) → chunks for training, bits per character on what was held out
 
 The counted models are what a recurrent one has to beat: unigram and bigram, and a trigram that is interpolated with
 both and the uniform distribution.
@@ -9,13 +9,9 @@ both and the uniform distribution.
 import pydoc_data.topics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from jax_bptt.model import Cell
 
 #: Stands for every character that the training split does not have.
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -98,54 +94,6 @@ def chunks(ids: np.ndarray, steps: int, batch: int) -> tuple[np.ndarray, np.ndar
         return ids[start : start + batch * length].reshape(batch, count, steps).transpose(1, 2, 0)
 
     return streams(0), streams(1)
-
-
-def language_model(cell: Cell, vocabulary: int, embedding: int) -> Cell:
-    """A cell that reads characters: x_t = E[token_t].
-
-    Args:
-        cell: reads `[embedding]`, and its outputs are the logits of the next character, `[vocabulary]`.
-        vocabulary, embedding: sizes.
-
-    Returns:
-        A `Cell` with params `{"E": [vocabulary, embedding], "cell": …}`.
-    """
-
-    def init(key: jax.Array) -> dict[str, Any]:
-        key_E, key_cell = jax.random.split(key)
-        return {"E": jax.random.normal(key_E, (vocabulary, embedding)), "cell": cell.init(key_cell)}
-
-    def step(params: Any, state: Any, token: jax.Array) -> tuple[Any, jax.Array]:
-        return cell.step(params["cell"], state, params["E"][token])
-
-    return Cell(init, cell.initial_state, step)
-
-
-def sample(model: Cell, params: Any, key: jax.Array, prompt: jax.Array, length: int, temperature: float) -> jax.Array:
-    """Text that the model makes up, one character after the other.
-
-    Args:
-        prompt: `[P]` characters to read first.
-        length: how many to make up after them.
-        temperature: the logits are divided by it.
-
-    Returns:
-        `[length]` characters; `UNKNOWN` is never drawn.
-    """
-
-    def read_on(state, token):
-        return model.step(params, state, token)
-
-    def make_up(carry, key):
-        state, logits = carry
-        logits = logits.at[0].set(-jnp.inf)
-        token = jax.random.categorical(key, logits / temperature)
-        return model.step(params, state, token), token
-
-    state = jax.tree.map(lambda leaf: leaf[0], model.initial_state(1))
-    state, logits = jax.lax.scan(read_on, state, prompt)
-    _, tokens = jax.lax.scan(make_up, (state, logits[-1]), jax.random.split(key, length))
-    return tokens
 
 
 # Counted models.

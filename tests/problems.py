@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,11 +120,47 @@ def oracle(problem: Problem, args: Arguments, mask: Any = None, reduction: str =
 def difference(got: Any, want: Any) -> float:
     """The largest relative difference of any leaf: max |got − want| / max |want|."""
     worst = 0.0
+    for a, b in _pairs(got, want):
+        largest = np.abs(a - b).max()
+        worst = max(worst, largest and largest / max(np.abs(b).max(), 1e-300))
+    return float(worst)
+
+
+def check_close(got: Any, want: Any, dtype: str) -> None:
+    """Got is what was wanted, ((loss, state), grads), up to the rounding of its precision; notes how close it is.
+
+    In double precision leaf by leaf, in single precision the loss, the state and the gradient each as a whole: a leaf
+    of the gradient, that of an output bias above all, can be the small rest of large terms, and has then lost digits in
+    single precision however it was summed, by `jax.grad` as well.
+    """
+    if dtype == "float64":
+        largest, tolerance = difference(got, want), 1e-12
+    else:
+        (loss, state), grads = want
+        parts = zip((got[0][0], got[0][1], got[1]), (loss, state, grads), strict=True)
+        largest, tolerance = max(_difference_as_a_whole(a, b) for a, b in parts), 5e-6
+    hypothesis.event(f"largest relative difference, {dtype}", payload=f"below {_decade(largest)}")
+    assert largest <= tolerance
+
+
+def _difference_as_a_whole(got: Any, want: Any) -> float:
+    pairs = _pairs(got, want)
+    largest = max(np.abs(a - b).max() for a, b in pairs)
+    return float(largest and largest / max(1e-300, *(np.abs(b).max() for _, b in pairs)))
+
+
+def _pairs(got: Any, want: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    pairs = []
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
         assert a.shape == b.shape
         assert np.isfinite(a).all()
         assert np.isfinite(b).all()
-        largest = np.abs(a - b).max()
-        worst = max(worst, largest and largest / max(np.abs(b).max(), 1e-300))
-    return float(worst)
+        pairs.append((a, b))
+    return pairs
+
+
+def _decade(value: float) -> str:
+    """The least of 1, 2 and 5 times a power of ten that is larger."""
+    steps = (step * 10.0**power for power in range(-17, 1) for step in (1, 2, 5))
+    return f"{next((s for s in steps if value < s), 1.0):.0e}"

@@ -64,6 +64,29 @@ def test_small_run_from_beginning_to_end(cell, small_text, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["jax_bptt_report.png", "small.txt"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kind", "far"),
+    [
+        (["--exact"], "Gradient of 16 steps (exact)", False),
+        (["--k1", "1", "--k2", "3"], "Gradient of 10 steps (truncated, k1 = 1, k2 = 3)", True),
+        (["--k2", "16"], "Gradient of 16 steps (truncated, k1 = 16, k2 = 16)", True),
+    ],
+)
+def test_exact_and_truncated_gradients(arguments, kind, far, small_text, tmp_path):
+    done = run("--text", small_text, *SMALL, "--cell", "elman", "--steps", "4", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert kind in done.stdout
+    differences = re.findall(r"│ (?:E|cell\S+) +│ +(\S+) │", done.stdout)
+    assert len(differences) == 5
+    assert all(float(d) < 1e-5 for d in differences)
+    told = re.findall(rf"cosine ({NUMBER}), ({NUMBER}) of its norm, difference (\S+) of its norm", done.stdout)
+    assert bool(told) == far
+    if far:
+        cosine, norm, difference = map(float, told[0])
+        assert difference**2 == pytest.approx(1 + norm**2 - 2 * norm * cosine, abs=1e-3)
+        assert (difference < 1e-5) == ("--k1" not in arguments)  # one window over the whole chunk is exact
+
+
 def test_a_seed_repeats_a_run(small_text, tmp_path):
     arguments = ["--text", small_text, *SMALL, "--steps", "8", "--seed"]
     first, again, other = (run(*arguments, seed, cwd=tmp_path).stdout for seed in ("3", "3", "4"))
@@ -98,7 +121,7 @@ def test_interrupt_ends_with_what_was_learnt_so_far(small_text, tmp_path):
         seen = ""
         for line in process.stdout:
             seen += line
-            if "Cost of one gradient" in line:
+            if "Cost of that gradient" in line:
                 break
         time.sleep(5)
         process.send_signal(signal.SIGINT)
@@ -188,6 +211,9 @@ def test_an_out_that_cannot_be_written(out, message, tmp_path, capsys, monkeypat
         (["--steps", "many"], "--steps: found many, expected a whole number of at least 1"),
         (["--sample", "-1"], "--sample: found -1, expected a whole number of at least 0"),
         (["--lr", "nan"], "--lr: found nan, expected a positive number"),
+        (["--k1", "0"], "--k1: found 0, expected a whole number of at least 1"),
+        (["--k1", "8", "--k2", "4"], "--k2: found 4, expected at least --k1, which is 8"),
+        (["--exact", "--k2", "8"], "--exact: found with --k1 or --k2, expected one or the other"),
         (["--cell", "transformer"], "--cell: invalid choice: 'transformer'"),
         (["--chunk", "1000000"], "expected at least 32000001 for one chunk of 1000000 steps"),
     ],
@@ -208,10 +234,10 @@ def test_help_names_every_option_with_its_default(capsys):
         command.main(["--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
-    options = set(re.findall(r"^  (?:-h, )?(--[a-z]+)", out, re.M))
+    options = set(re.findall(r"^  (?:-h, )?(--[a-z0-9]+)", out, re.M))
     assert options == {
         *("--help", "--version", "--text", "--chunk", "--batch", "--cell", "--hidden", "--layers", "--embedding"),
-        *("--steps", "--lr", "--clip", "--seed", "--sample", "--temperature", "--out"),
+        *("--k1", "--k2", "--exact", "--steps", "--lr", "--clip", "--seed", "--sample", "--temperature", "--out"),
     }
     assert out.count("(default: ") == len(options) - 2
     assert "Ctrl-C" in out

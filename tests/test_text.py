@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jax_bptt as jb
-from jax_bptt import text
+from jax_bptt import characters, text
 
 TEXT = "the cat sat on the mat; the dog sat on the log. " * 6 + "a bee sees the sea, quite free?"
 
@@ -86,7 +86,7 @@ def test_counted_models_equal_counting_with_dictionaries(bits, order):
 
 def test_language_model_reads_embeddings():
     cell = jb.cells.gru(4, 5, 7)
-    model = text.language_model(cell, 7, 4)
+    model = characters.language_model(cell, 7, 4)
     params = model.init(jax.random.key(0))
     state = jnp.ones(5)
     got = model.step(params, state, jnp.asarray(3))
@@ -103,9 +103,9 @@ def test_sample_follows_the_model():
         return state, 50.0 * jax.nn.one_hot((token + 1) % size, size)
 
     model = jb.Cell(lambda key: None, lambda batch: jnp.zeros((batch, 1)), step)
-    drawn = text.sample(model, None, jax.random.key(0), jnp.asarray([1, 2]), 9, 1.0)
+    drawn = characters.sample(model, None, jax.random.key(0), jnp.asarray([1, 2]), 9, 1.0)
     assert drawn.shape == (9,)
     np.testing.assert_array_equal(drawn[:2], [3, 4])
     assert (drawn != 0).all()  # where the model would draw it, something else is drawn
-    again = text.sample(model, None, jax.random.key(0), jnp.asarray([1, 2]), 9, 1.0)
+    again = characters.sample(model, None, jax.random.key(0), jnp.asarray([1, 2]), 9, 1.0)
     np.testing.assert_array_equal(drawn, again)
