@@ -11,6 +11,7 @@ import pytest
 from problems import PROBLEMS, arguments, check_close, difference
 
 import jax_bptt as jb
+from jax_bptt.laps import Grid, default_lanes
 
 ARGNUMS = [0, (0, 1), (0, 1, 2)]
 
@@ -267,3 +268,14 @@ def test_chunks_with_context_add_up_where_k1_is_less_than_k2(k1, k2, context, sa
             whole, total = whole + value, g if total is None else jax.tree.map(jnp.add, total, g)
             sum_xs[steps] += x
         assert difference((whole, total, sum_xs[context:]), (loss, grads, to_xs)) <= 1e-12
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+@pytest.mark.parametrize(("k1", "k2"), [(1, 1), (1, 30), (8, 32), (32, 32), (100, 300)])
+def test_default_lanes_are_few_beside_all_windows(k1, k2, batch):
+    for steps in (1, 40, 1000):
+        grid = Grid(steps, k1, k2, "newest")
+        lanes = default_lanes(grid, batch)
+        assert 1 <= lanes <= grid.blocks
+        assert lanes <= max(1 + grid.reach, grid.blocks // 4)
+        assert lanes >= min(grid.blocks, 1 + grid.reach)
