@@ -146,11 +146,11 @@ def reverse_truncated(
         else:
             states = run_window(recurrence.parts, recurrence.weights, fold(before), x, effects=False)
 
-        def in_blocks(rows):  # [k1·N·B, …] as [k1, N, B, …]
+        def by_block(rows):  # [k1·N·B, …] as [k1, N, B, …]
             return jax.tree.map(lambda a: a.reshape(k1, -1, batch, *a.shape[1:]), rows)
 
         def own(rows):  # those of the blocks that the lanes begin in
-            return jax.tree.map(lambda a: a[:, q:].reshape(-1, *a.shape[3:]), in_blocks(rows))
+            return jax.tree.map(lambda a: a[:, q:].reshape(-1, *a.shape[3:]), by_block(rows))
 
         # Credit: from the losses of all blocks, or of the lanes' own ones.
         rows = rows_of(recurrence.parts, states, x)
@@ -159,17 +159,17 @@ def reverse_truncated(
             counts = jnp.asarray(_lane_counts(grid, lanes), objective.dtype)
             counts = jnp.broadcast_to(counts[..., None], (*counts.shape, batch)).reshape(-1)
             from_losses = credit(recurrence, rows, objective.pull, targets, mask, wanted, counts)
-            xs_more = in_blocks(from_losses.xs)
+            xs_more = by_block(from_losses.xs)
         else:
             from_losses = credit(recurrence, Rows(*own(tuple(rows))), objective.pull, own(targets), own(mask), wanted)
-            xs_more = jax.tree.map(lambda a: _pad(a, q), in_blocks(from_losses.xs))
-        to_after, to_before = in_blocks((from_losses.to_after, from_losses.to_before))
+            xs_more = jax.tree.map(lambda a: _pad(a, q), by_block(from_losses.xs))
+        to_after, to_before = by_block((from_losses.to_after, from_losses.to_before))
         if delta is not None:
             is_last = (grid.steps == times[q:].T + 1)[..., None]  # [k1, lanes, 1]
             to_after = add(to_after, jax.tree.map(lambda d: _where(is_last, d[None, None]), delta))
 
         # δ, one lane per window, and of all of it what arrives at the outset: in lanes that begin there or pass by.
-        residuals = in_blocks(linearise(recurrence, rows))
+        residuals = by_block(linearise(recurrence, rows))
         starts, deltas = _laps(recurrence, grid, lanes, residuals, (to_after, to_before), state)
         begin = (times[q:, -1] + 1 == grid.k2)[:, None]  # [lanes, 1]
         moving = len(state) - constants
@@ -185,7 +185,7 @@ def reverse_truncated(
         # Immediate partials, with the sum of the lanes' δ.
         flat = jax.tree.map(lambda d: d.reshape(-1, *d.shape[3:]), deltas)
         weights_more, x_bar = immediate(recurrence, rows, flat, wanted)
-        here = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), add(in_blocks(x_bar), xs_more))
+        here = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), add(by_block(x_bar), xs_more))
         xs_bar = jax.tree.map(lambda bar, more: _add_at(bar, more, block[0]), xs_bar, here)
         weights_bar = add(add(weights_bar, weights_more), from_losses.weights)
         return (loss + from_losses.losses.sum(), weights_bar, start_bar, xs_bar), None
