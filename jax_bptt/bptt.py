@@ -100,7 +100,7 @@ def bptt(
             of_call, loss, call, reduction, window, save, lambda window: window.xs
         )
         grads = problem.gradients(of_call, call, argnums, weights_bar, start, xs_bar)
-        return (loss_value, problem.state_of(of_call, call, end)), grads
+        return (loss_value, problem.state_of(call, end)), grads
 
     return gradient
 

@@ -122,7 +122,7 @@ def objective(problem: Problem, loss: Loss, loss_dtype: Any, reduction: str, cou
     return Objective(pull_loss(loss, scale), problem.targets, mask, dtype)
 
 
-def state_of(problem: Problem, call: Call, leaves: Leaves) -> Any:
+def state_of(call: Call, leaves: Leaves) -> Any:
     """Leaves of the state in the user's structure, without that to reset to."""
     structure = jax.tree.structure(call.state)
     return jax.tree.unflatten(structure, leaves[: structure.num_leaves])

@@ -47,9 +47,8 @@ def bptt(
 
         def objective(params, state, xs):
             run = _runner(step, loss, call, params, xs)
-            state, _ = run(state, 0, burn_in)
             if burn_in:
-                state = jax.tree.map(jax.lax.stop_gradient, state)
+                state = jax.tree.map(jax.lax.stop_gradient, run(state, 0, burn_in)[0])
             state, losses = run(state, burn_in, call.steps)
             return _reduce(losses.sum(), _weights(call)[burn_in:].sum(), reduction), state
 
@@ -97,9 +96,8 @@ def truncated_bptt(
 
         def objective(params, state, xs):
             run = _runner(step, loss, call, params, xs)
-            state, _ = run(state, 0, burn_in)
             if burn_in:
-                state = jax.tree.map(jax.lax.stop_gradient, state)
+                state = jax.tree.map(jax.lax.stop_gradient, run(state, 0, burn_in)[0])
             states = {burn_in: state}  # those at which windows start, by the number of steps before them
             value, weight = jnp.zeros((), call.loss_dtype), jnp.zeros((), call.loss_dtype)
             at = burn_in

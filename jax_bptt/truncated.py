@@ -106,6 +106,6 @@ def truncated_bptt(
             constants=of_call.constants,
         )
         grads = problem.gradients(of_call, call, argnums, weights_bar, start, xs_bar)
-        return (value.astype(call.loss_dtype), problem.state_of(of_call, call, last)), grads
+        return (value.astype(call.loss_dtype), problem.state_of(call, last)), grads
 
     return gradient

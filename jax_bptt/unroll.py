@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt import problem
-from jax_bptt.checks import SAVES, Call, check_call, check_choice, check_count, check_truncation
-from jax_bptt.forward import Forward, forward
+from jax_bptt.checks import SAVES, check_call, check_choice, check_count, check_truncation
+from jax_bptt.forward import forward
 from jax_bptt.laps import Grid, default_lanes, reverse_truncated
 from jax_bptt.model import Model, step_of
 from jax_bptt.reverse import Objective, reverse
@@ -84,27 +84,29 @@ def unroll(
     def pure_step(params: Any, state: Any, x: Any) -> tuple[Any, Any]:
         return pure(params[0], state, x, *params[1])
 
-    def run(call: Call) -> Forward:
-        of_call = problem.problem(pure_step, call, (), 0)
-        parts, weights, _ = of_call.recurrence
-        return forward(parts, weights, of_call.state, of_call.xs, windows, kept, outputs=True)
-
     @jax.custom_vjp
     def unrolled(params, state, xs, reset, reset_state):
         return forwards(params, state, xs, reset, reset_state)[0]
 
     def forwards(params, state, xs, reset, reset_state):
         of = call._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
-        end, _, stored, outputs = run(of)
-        structure = jax.tree.structure(state)
-        last = jax.tree.unflatten(structure, end[: structure.num_leaves])
-        return (last, join(outputs)), (params, state, xs, reset, reset_state, end, stored)
+        of_call = problem.problem(pure_step, of, (), 0)
+        parts, weights, _ = of_call.recurrence
+        end, _, stored, outputs = forward(parts, weights, of_call.state, of_call.xs, windows, kept, outputs=True)
+        return (problem.state_of(call, end), join(outputs)), (
+            params,
+            state,
+            xs,
+            reset,
+            reset_state,
+            end,
+            stored,
+        )
 
     def backwards(residuals, cotangents):
         params, state, xs, reset, reset_state, end, stored = residuals
         of = call._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
-        argnums = (0, 2)
-        of_call = problem.problem(pure_step, of, argnums, 0)
+        of_call = problem.problem(pure_step, of, (0, 2), 0)
         state_bar, outputs_bar = (_present(tree) for tree in cotangents)
         delta = combine(state_bar + [None] * of_call.constants, problem.zero_delta(end))
         objective = Objective(_pull_given, outputs_bar, None, jnp.float32)
