@@ -71,14 +71,14 @@ class Grid(NamedTuple):
 def default_lanes(grid: Grid, batch: int) -> int:
     """The number of windows side by side, where the user leaves it to us.
 
-    32 rows in a lap, but at least two windows, and four times as many as each reaches back over, so that little is done
-    twice where two stretches meet; and no more than a quarter of all windows, so that what is computed about a stretch
-    stays small beside what is saved of the sequence. (Measured with 1 to 128 windows on two CPU cores, elman and gru,
-    T = 1024, B = 1 and 32, H from 128 to 512, k1 = k2 = 32 and k1 = 8, k2 = 32: more windows were hardly faster, and
-    took up to ten times the memory.)
+    As many as make 32 rows in a lap. Where the batch alone has them, still two, and four times as many as each reaches
+    back over, so that little is done twice where two stretches meet, but no more than a quarter of all windows, so that
+    what is computed about a stretch stays small beside what is saved of the sequence. (Measured with 1 to 128 windows
+    on two CPU cores, elman and gru, T = 1024, B = 1 and 32, H from 128 to 512, k1 = k2 = 32 and k1 = 8, k2 = 32: more
+    windows were hardly faster, and took up to ten times the memory; fewer rows were slower by a third.)
     """
-    wanted = max(-(-32 // batch), 2, 4 * grid.reach)
-    return min(grid.blocks, wanted, max(1 + grid.reach, grid.blocks // 4))
+    for_memory = max(1 + grid.reach, grid.blocks // 4)
+    return min(grid.blocks, max(-(-32 // batch), min(max(2, 4 * grid.reach), for_memory)))
 
 
 def reverse_truncated(

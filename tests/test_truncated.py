@@ -277,5 +277,5 @@ def test_default_lanes_are_few_beside_all_windows(k1, k2, batch):
         grid = Grid(steps, k1, k2, "newest")
         lanes = default_lanes(grid, batch)
         assert 1 <= lanes <= grid.blocks
-        assert lanes <= max(1 + grid.reach, grid.blocks // 4)
+        assert lanes <= max(1 + grid.reach, grid.blocks // 4, -(-32 // batch))
         assert lanes >= min(grid.blocks, 1 + grid.reach)
