@@ -19,7 +19,7 @@ from jax_bptt.forward import forward
 from jax_bptt.model import Loss, Model, step_of
 from jax_bptt.reverse import WindowGradient, reverse
 from jax_bptt.split import Leaves
-from jax_bptt.windows import Windows, default_size, join
+from jax_bptt.windows import DEFAULT_SAVE, Windows, default_size, join
 
 
 def bptt(
@@ -50,8 +50,9 @@ def bptt(
             gradients of 0, where the weights sum to 0).
         window: steps in one window, the stretch of time whose steps are done at once; chosen by
             `jax_bptt.windows.default_size` where None. Any size gives the same gradient.
-        save: what the forward pass keeps: "states", every state, or "boundaries", the first state of each window, from
-            which the backward pass runs it again: O(√T) memory for one more forward pass. None is "states".
+        save: what the forward pass keeps: "dots", every state and the little beside it that spares the backward pass
+            all products of the transition; "states", every state; or "boundaries", the first state of each window,
+            from which the backward pass runs it again: O(√T) memory for one more forward pass. None is "dots".
         burn_in: the first steps only bring the state up to date: they have no loss, and no credit reaches them, nor
             through them the state.
 
@@ -175,11 +176,10 @@ def _backpropagate(
     emit: Callable[[WindowGradient], Leaves],
 ) -> tuple[jax.Array, Leaves, Leaves, Leaves, Leaves]:
     """Loss, last state, gradients of weights and first state, and what `emit` picks of each window, `[T, B, …]`."""
-    parts, weights, _ = of_call.recurrence
-    save = save or "states"
+    save = save or DEFAULT_SAVE
     size = window or default_size(of_call.steps, of_call.batch, save)
     windows = Windows(of_call.steps, min(of_call.steps, size))
-    end, _, stored, _ = forward(parts, weights, of_call.state, of_call.xs, windows, save)
+    end, _, stored, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, save)
     (value, weights_bar, start), emitted = reverse(
         of_call.recurrence,
         end,

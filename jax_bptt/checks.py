@@ -18,7 +18,7 @@ from jax_bptt.windows import example
 
 ARGUMENTS = ("params", "state", "xs")
 REDUCTIONS = ("sum", "mean")
-SAVES = ("states", "boundaries")
+SAVES = ("dots", "states", "boundaries")
 LOSSES = ("newest", "all", "last")
 
 

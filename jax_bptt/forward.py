@@ -1,8 +1,9 @@
 """The forward pass: the states of a window, and over all windows what the reverse pass needs of them.
 
-Per window, the inputs of all rows are projected at once; the loop over time steps holds the transition alone. Saved
-is either the state before every step (`save="states"`) or only the one before a window's first step
-(`save="boundaries"`), from which the reverse pass runs the window again.
+Per window, the inputs of all rows are projected at once; the loop over time steps holds the transition alone. Saved is,
+of every step, the state before it and what the pullback needs beside the states (`save="dots"`); the states alone
+(`save="states"`); or only the state before a window's first step (`save="boundaries"`), from which the reverse pass
+runs the window again.
 """
 
 from typing import Any, NamedTuple
@@ -10,29 +11,73 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jax_bptt.pullback import Pullback, split_pullback
 from jax_bptt.split import Leaves, Parts
-from jax_bptt.windows import PerWindow, Windows, fold, scan, unfold
+from jax_bptt.windows import PerWindow, Windows, example, fold, scan, unfold
 
 
-def run_window(parts: Parts, weights: Leaves, start: Leaves, x: Leaves, *, effects: bool) -> tuple[Leaves, Leaves]:
+class Recurrence(NamedTuple):
+    """A step, as it is run and differentiated: its parts, the weights that it runs with, the transition's pullback."""
+
+    parts: Parts
+    weights: Leaves
+    pullback: Pullback
+
+
+def recurrence(parts: Parts, weights: Leaves, state: Leaves, xs: Leaves) -> Recurrence:
+    """Put them together; `state` and `xs` tell shapes: leaves of `[B, …]` and `[T, B, …]`."""
+    drive = jax.eval_shape(parts.project, weights, example(xs, 2))
+    pullback = split_pullback(parts.transition_with_effects, weights, example(state, 1), drive, parts.costly)
+    return Recurrence(parts, weights, pullback)
+
+
+class Steps(NamedTuple):
+    """What is known of the steps of a window beside the inputs; leaves of `[W, B, …]`."""
+
+    before: Leaves
+    """The state before each step."""
+    kept: Leaves
+    """What the pullback needs beside the states."""
+
+
+def run_window(recurrence: Recurrence, start: Leaves, x: Leaves, *, effects: bool) -> tuple[Leaves, Steps]:
     """The states of one window.
 
     Args:
+        recurrence: the step.
         start: the state before its first step, leaves of `[B, …]`.
         x: its inputs, leaves of `[W, B, …]`.
         effects: whether the step's side effects are to be seen.
 
     Returns:
-        The state after its last step, `[B, …]`, and that before every step, `[W, B, …]`.
+        The state after its last step, `[B, …]`, and the steps.
     """
-    batch = start[0].shape[0]
-    drive = unfold(jax.vmap(parts.project, in_axes=(None, 0))(weights, fold(x)), batch)
-    transition = jax.vmap(parts.transition_with_effects if effects else parts.transition, in_axes=(None, 0, 0))
+    _, weights, pullback = recurrence
+    drive = unfold(project_rows(recurrence, fold(x)), start[0].shape[0])
+    advance = jax.vmap(pullback.advance_with_effects if effects else pullback.advance, in_axes=(None, 0, 0))
 
     def step(state, drive_t):
-        return transition(weights, state, drive_t), state
+        after, kept = advance(weights, state, drive_t)
+        return after, Steps(state, kept)
 
     return jax.lax.scan(step, start, drive, length=x[0].shape[0])
+
+
+def restore(recurrence: Recurrence, stored: Any, x: Leaves, save: str) -> Steps:
+    """The steps of a window, from what was saved of it: as it is, or computed for all rows at once, or run again."""
+    if save == "dots":
+        return stored
+    if save == "boundaries":
+        return run_window(recurrence, stored, x, effects=False)[1]
+    before, batch = fold(stored), stored[0].shape[1]
+    advance = jax.vmap(recurrence.pullback.advance, in_axes=(None, 0, 0))
+    _, kept = advance(recurrence.weights, before, project_rows(recurrence, fold(x)))
+    return Steps(stored, unfold(kept, batch))
+
+
+def project_rows(recurrence: Recurrence, x: Leaves) -> Leaves:
+    """What the transition takes from the inputs of all rows."""
+    return jax.vmap(recurrence.parts.project, in_axes=(None, 0))(recurrence.weights, x)
 
 
 class Forward(NamedTuple):
@@ -43,14 +88,13 @@ class Forward(NamedTuple):
     marked: Leaves
     """The state after the marked number of steps."""
     stored: PerWindow
-    """Of each window the state before every step, `[W, B, …]`, or before the first one, `[B, …]`."""
+    """Of each window its `Steps`, the state before every step, `[W, B, …]`, or before the first one, `[B, …]`."""
     outputs: PerWindow
     """Of each window the outputs, `[W, B, …]`, if they are wanted."""
 
 
 def forward(
-    parts: Parts,
-    weights: Leaves,
+    recurrence: Recurrence,
     state: Leaves,
     xs: Leaves,
     windows: Windows,
@@ -70,14 +114,16 @@ def forward(
 
     def window(carry: tuple[Leaves, Leaves], timed: tuple[Leaves, jax.Array], _: Any) -> tuple[Any, Any]:
         (start, marked), (x, times) = carry, timed
-        end, before = run_window(parts, weights, start, x, effects=True)
+        end, steps = run_window(recurrence, start, x, effects=True)
         if mark < windows.steps:
             place = mark - times[0]
             here = (place >= 0) & (place < len(times))
-            there = jax.tree.map(lambda b: jax.lax.dynamic_index_in_dim(b, place, keepdims=False), before)
+            there = jax.tree.map(lambda b: jax.lax.dynamic_index_in_dim(b, place, keepdims=False), steps.before)
             marked = jax.tree.map(lambda a, b: jnp.where(here, a, b), there, marked)
-        made = unfold(read_rows(parts, weights, rows_of(parts, (end, before), x)), batch) if outputs else None
-        return (end, marked), (before if save == "states" else start, made)
+        made = None
+        if outputs:
+            made = unfold(read_rows(recurrence.parts, recurrence.weights, rows_of(end, steps, x)), batch)
+        return (end, marked), ({"dots": steps, "states": steps.before, "boundaries": start}[save], made)
 
     (end, marked), out = scan(window, (state, state), (xs, jnp.arange(windows.steps)), windows)
     full, last = (w or (None, None) for w in out)
@@ -91,18 +137,14 @@ class Rows(NamedTuple):
 
     before: Leaves
     after: Leaves
-    """Only those that the readout reads; others are of no use."""
+    kept: Leaves
     x: Leaves
 
 
-def rows_of(parts: Parts, states: tuple[Leaves, Leaves], x: Leaves) -> Rows:
-    """The rows of a window, from the state at its end, that before every step, and its inputs."""
-    end, before = states
-    after = [
-        jnp.concatenate([b[1:], e[None]]) if read else b
-        for b, e, read in zip(before, end, parts.reads_after, strict=True)
-    ]
-    return Rows(fold(before), fold(after), fold(x))
+def rows_of(end: Leaves, steps: Steps, x: Leaves) -> Rows:
+    """The rows of a window, from the state at its end, its steps, and its inputs."""
+    after = [jnp.concatenate([b[1:], e[None]]) for b, e in zip(steps.before, end, strict=True)]
+    return Rows(*map(fold, (steps.before, after, steps.kept, x)))
 
 
 def read_rows(parts: Parts, weights: Leaves, rows: Rows) -> Any:

@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.forward import Rows, rows_of, run_window
+from jax_bptt.forward import Recurrence, Rows, Steps, restore, rows_of
 from jax_bptt.problem import zero_delta
 from jax_bptt.reverse import (
     Objective,
-    Recurrence,
     Wanted,
     add,
     credit,
@@ -127,24 +126,25 @@ def reverse_truncated(
         mask = jnp.where(real[..., None], in_blocks(mask, mask[-1]), 0)
     elif mask is not None:
         mask = in_blocks(mask, mask[-1])
-    if save == "states":
-        before = [in_blocks(b, end) for b, end in zip(join(stored), state, strict=True)]
-        ends = [jnp.concatenate([b[1:, 0], end[None]]) for b, end in zip(before, state, strict=True)]
+    if save == "boundaries":
+        saved = starts = [_padded(b, grid.front // k1, len(times), b[-1]) for b in _stacked(stored)]
     else:
-        before, ends = [_padded(b, grid.front // k1, len(times), b[-1]) for b in _stacked(stored)], []
+        steps = join(stored) if save == "dots" else Steps(join(stored), [])
+        before = [in_blocks(b, end) for b, end in zip(steps.before, state, strict=True)]
+        saved = Steps(before, [in_blocks(k, k[-1]) for k in steps.kept]) if save == "dots" else before
+        starts = [b[:, 0] for b in before]
+    ends = [jnp.concatenate([start[1:], end[None]]) for start, end in zip(starts, state, strict=True)]
     inputs, targets = jax.tree.map(lambda a: in_blocks(a, a[-1]), (xs, objective.targets))
     if constants and padded:
         inputs[-1] = inputs[-1] & real[..., None]  # nothing is put back where there is no step
 
     def stretch(carry, timed, _):
         loss, weights_bar, start_bar, xs_bar = carry
-        (x, targets), mask, before, ends, times, block = timed
+        (x, targets), mask, saved, ends, times, block = timed
         lanes = len(block) - q
         x, targets, mask = jax.tree.map(_side_by_side, (x, targets, mask))
-        if save == "states":
-            states = fold(ends), jax.tree.map(_side_by_side, before)
-        else:
-            states = run_window(recurrence.parts, recurrence.weights, fold(before), x, effects=False)
+        saved = fold(saved) if save == "boundaries" else jax.tree.map(_side_by_side, saved)
+        rows = rows_of(fold(ends), restore(recurrence, saved, x, save), x)
 
         def by_block(rows):  # [k1·N·B, …] as [k1, N, B, …]
             return jax.tree.map(lambda a: a.reshape(k1, -1, batch, *a.shape[1:]), rows)
@@ -153,7 +153,6 @@ def reverse_truncated(
             return jax.tree.map(lambda a: a[:, q:].reshape(-1, *a.shape[3:]), by_block(rows))
 
         # Credit: from the losses of all blocks, or of the lanes' own ones.
-        rows = rows_of(recurrence.parts, states, x)
         targets, mask = fold((targets, mask))
         if grid.losses == "all":
             counts = jnp.asarray(_lane_counts(grid, lanes), objective.dtype)
@@ -196,7 +195,7 @@ def reverse_truncated(
         zero_delta(state),
         jax.tree.map(lambda w: jnp.zeros((*times.shape, *w.shape[1:]), w.dtype), wanted.xs),
     )
-    timed = (inputs, targets), mask, before, ends, jnp.asarray(times), jnp.arange(len(times))
+    timed = (inputs, targets), mask, saved, ends, jnp.asarray(times), jnp.arange(len(times))
     (loss, weights_bar, start_bar, xs_bar), _ = scan(stretch, carry, timed, Windows(grid.blocks, lanes, overlap=q))
     xs_bar = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[grid.front :][: grid.steps], xs_bar)
     return loss, weights_bar, start_bar, xs_bar

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_bptt.checks import Call
-from jax_bptt.forward import forward
+from jax_bptt.forward import Recurrence, forward, recurrence
 from jax_bptt.model import Loss, Step
-from jax_bptt.reverse import Objective, Recurrence, Wanted, accumulator, pull_loss, recurrence
+from jax_bptt.reverse import Objective, Wanted, accumulator, pull_loss
 from jax_bptt.split import Leaves, combine, differentiable, split
 from jax_bptt.windows import Windows, default_size, example
 
@@ -58,12 +58,13 @@ def problem(step: Step, call: Call, argnums: Sequence[int], burn_in: int) -> Pro
         return jax.tree.unflatten(params_structure, pull(cast)[0])
 
     state, xs = jax.tree.leaves(state), jax.tree.leaves(xs)
+    of_step = recurrence(parts, weights, state, xs)
     if burn_in:
         windows = Windows(burn_in, default_size(burn_in, call.batch, "states"))
-        state = forward(parts, weights, state, [x[:burn_in] for x in xs], windows, "boundaries").end
+        state = forward(of_step, state, [x[:burn_in] for x in xs], windows, "boundaries").end
         xs = [x[burn_in:] for x in xs]
     return Problem(
-        recurrence(parts, weights, state, xs),
+        of_step,
         Wanted(trained, differentiable(xs) if 2 in argnums else [None] * len(xs)),
         state,
         xs,

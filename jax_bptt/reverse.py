@@ -18,22 +18,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.forward import Rows, read_rows, rows_of, run_window
+from jax_bptt import pullback
+from jax_bptt.forward import Recurrence, Rows, Steps, project_rows, read_rows, restore, rows_of
 from jax_bptt.losses import masked
 from jax_bptt.model import Loss
-from jax_bptt.split import Leaves, Parts, Pullback, combine, differentiable, split_pullback
-from jax_bptt.windows import PerWindow, Windows, example, fold, scan, unfold
+from jax_bptt.split import Leaves, combine, differentiable
+from jax_bptt.windows import PerWindow, Windows, fold, scan, unfold
 
 Pull = Callable[[Any, Any, Any], tuple[jax.Array, Leaves]]
 """`(outputs, targets, mask) -> (losses, cotangents of the leaves of the outputs)`, of rows."""
-
-
-class Recurrence(NamedTuple):
-    """What is differentiated: the step's parts, the weights that it runs with, and the pullback of the transition."""
-
-    parts: Parts
-    weights: Leaves
-    pullback: Pullback
 
 
 class Objective(NamedTuple):
@@ -82,12 +75,6 @@ class WindowGradient(NamedTuple):
     """The cotangents of the inputs, leaves of `[W, B, …]`."""
 
 
-def recurrence(parts: Parts, weights: Leaves, state: Leaves, xs: Leaves) -> Recurrence:
-    """Put together what is differentiated; `state` and `xs` tell shapes: leaves of `[B, …]` and `[T, B, …]`."""
-    drive = jax.eval_shape(parts.project, weights, example(xs, 2))
-    return Recurrence(parts, weights, split_pullback(parts.transition, weights, example(state, 1), drive))
-
-
 def pull_loss(loss: Loss, scale: jax.Array) -> Pull:
     """The losses scale · mask · loss(output, target) of all rows, and their cotangents."""
 
@@ -111,7 +98,8 @@ def pull_loss(loss: Loss, scale: jax.Array) -> Pull:
 
 def window_gradient(
     recurrence: Recurrence,
-    states: tuple[Leaves, Leaves],
+    end: Leaves,
+    steps: Steps,
     x: Leaves,
     objective: Objective,
     delta: Leaves,
@@ -121,17 +109,18 @@ def window_gradient(
 
     Args:
         recurrence: what is differentiated.
-        states: the state after the window's last step, `[B, …]`, and that before every step, `[W, B, …]`.
+        end: the state after the window's last step, leaves of `[B, …]`.
+        steps: what is known of its steps.
         x: its inputs, leaves of `[W, B, …]`.
         objective: its losses; targets and mask are those of the window.
         delta: δ at its end, leaves of `[B, …]`.
         wanted: which of weights and xs a gradient is wanted for.
     """
-    rows, batch = rows_of(recurrence.parts, states, x), states[0][0].shape[0]
+    rows, batch = rows_of(end, steps, x), end[0].shape[0]
     targets, mask = fold((objective.targets, objective.mask))
     from_losses = credit(recurrence, rows, objective.pull, targets, mask, wanted)
-    steps = unfold((linearise(recurrence, rows), from_losses.to_after, from_losses.to_before), batch)
-    start, deltas = recur(recurrence, delta, steps, x[0].shape[0])
+    by_step = unfold((linearise(recurrence, rows), from_losses.to_after, from_losses.to_before), batch)
+    start, deltas = recur(recurrence, delta, by_step, x[0].shape[0])
     weights_bar, x_bar = immediate(recurrence, rows, fold(deltas), wanted)
     return WindowGradient(
         loss=from_losses.losses.sum(),
@@ -160,8 +149,8 @@ def credit(
     parts, weights, _ = recurrence
 
     def outputs(w, after, x, before):
-        read = Rows(combine(before, rows.before), combine(after, rows.after), combine(x, rows.x))
-        made = read_rows(parts, combine(w, weights), read)
+        read = combine(before, rows.before), combine(after, rows.after), rows.kept, combine(x, rows.x)
+        made = read_rows(parts, combine(w, weights), Rows(*read))
         return differentiable(jax.tree.leaves(made)), made
 
     _, pull, made = jax.vjp(
@@ -182,10 +171,10 @@ def credit(
 
 
 def linearise(recurrence: Recurrence, rows: Rows) -> Leaves:
-    """What the transition's pullback needs of each row."""
-    parts, weights, pullback = recurrence
-    drive = jax.vmap(parts.project, in_axes=(None, 0))(weights, rows.x)
-    return jax.vmap(pullback.linearise, in_axes=(None, 0, 0))(weights, rows.before, drive)
+    """What the recursion of δ needs of each row."""
+    drive = project_rows(recurrence, rows.x)
+    of_rows = jax.vmap(recurrence.pullback.linearise, in_axes=(None, 0, 0, 0, 0))
+    return of_rows(recurrence.weights, rows.before, drive, rows.after, rows.kept)
 
 
 def recur(
@@ -221,16 +210,17 @@ def immediate(recurrence: Recurrence, rows: Rows, deltas: Leaves, wanted: Wanted
     Returns:
         The gradient of the weights, and the cotangents of the inputs, `[R, …]`.
     """
-    parts, weights, _ = recurrence
-    project = jax.vmap(parts.project, in_axes=(None, 0))
-    transition = jax.vmap(parts.transition, in_axes=(None, 0, 0))
 
-    def after(w, x):
-        drive = project(combine(w, weights), combine(x, rows.x))
-        return differentiable(transition(combine(w, weights), rows.before, drive))
+    def project(weights, x):
+        drive = project_rows(recurrence._replace(weights=combine(weights, recurrence.weights)), combine(x, rows.x))
+        return differentiable(drive), drive
 
-    _, pull = jax.vjp(after, wanted.weights, _wanted_rows(wanted.xs, rows.x))
-    return pull(deltas)
+    _, pull, drive = jax.vjp(project, wanted.weights, _wanted_rows(wanted.xs, rows.x), has_aux=True)
+    known = rows.before, drive, rows.after, rows.kept
+    advance, weights = recurrence.pullback.advance, recurrence.weights
+    by_transition, drive_bar = pullback.immediate(advance, weights, known, deltas, wanted.weights)
+    by_drive, xs_bar = pull(drive_bar)
+    return add(by_transition, by_drive), xs_bar
 
 
 def reverse(
@@ -265,12 +255,10 @@ def reverse(
     def window(carry, timed, stored):
         loss, weights_bar, delta, end = carry
         x, targets, mask = timed
-        if save == "states":
-            before, start = stored, [b[0] for b in stored]
-        else:
-            before, start = run_window(recurrence.parts, recurrence.weights, stored, x, effects=False)[1], stored
+        steps = restore(recurrence, stored, x, save)
         of_window = objective._replace(targets=targets, mask=mask)
-        gradient = window_gradient(recurrence, (end, before), x, of_window, delta, wanted)
+        gradient = window_gradient(recurrence, end, steps, x, of_window, delta, wanted)
+        start = [b[0] for b in steps.before]
         carry = loss + gradient.loss, add(weights_bar, gradient.weights), gradient.start, start
         return carry, emit(gradient)
 

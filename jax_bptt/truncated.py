@@ -15,7 +15,7 @@ from jax_bptt.checks import check_argnums, check_call, check_count, check_option
 from jax_bptt.forward import forward
 from jax_bptt.laps import Grid, default_lanes, reverse_truncated
 from jax_bptt.model import Loss, Model, step_of
-from jax_bptt.windows import Windows
+from jax_bptt.windows import DEFAULT_SAVE, Windows
 
 
 def truncated_bptt(
@@ -89,10 +89,9 @@ def truncated_bptt(
         reach = Grid(call.steps, k1, k2, losses).reach * k1
         of_call = problem.problem(step, call, chosen, burn_in + max(0, context - reach))
         grid = Grid(of_call.steps, k1, k2, losses, min(context, reach))
-        parts, weights, _ = of_call.recurrence
-        windows, kept = Windows(grid.steps, k1), save or "states"
+        windows, kept = Windows(grid.steps, k1), save or DEFAULT_SAVE
         mark = call.steps - context - of_call.burn_in
-        end, last, stored, _ = forward(parts, weights, of_call.state, of_call.xs, windows, kept, mark=mark)
+        end, last, stored, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, kept, mark=mark)
         value, weights_bar, start, xs_bar = reverse_truncated(
             of_call.recurrence,
             end,

@@ -16,7 +16,7 @@ from jax_bptt.laps import Grid, default_lanes, reverse_truncated
 from jax_bptt.model import Model, step_of
 from jax_bptt.reverse import Objective, reverse
 from jax_bptt.split import Leaves, combine
-from jax_bptt.windows import Windows, default_size, example, join
+from jax_bptt.windows import DEFAULT_SAVE, Windows, default_size, example, join
 
 
 def unroll(
@@ -73,7 +73,7 @@ def unroll(
             check_count(name, count)
     if save is not None:
         check_choice("save", save, SAVES)
-    kept = save or "states"
+    kept = save or DEFAULT_SAVE
     call = check_call(step, None, (), params, state, xs, reset=reset, reset_state=reset_state)
     size = k1 or window or default_size(call.steps, call.batch, kept)
     windows = Windows(call.steps, size if k1 else min(call.steps, size))
@@ -91,8 +91,7 @@ def unroll(
     def forwards(params, state, xs, reset, reset_state):
         of = call._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
         of_call = problem.problem(pure_step, of, (), 0)
-        parts, weights, _ = of_call.recurrence
-        end, _, stored, outputs = forward(parts, weights, of_call.state, of_call.xs, windows, kept, outputs=True)
+        end, _, stored, outputs = forward(of_call.recurrence, of_call.state, of_call.xs, windows, kept, outputs=True)
         return (problem.state_of(call, end), join(outputs)), (
             params,
             state,

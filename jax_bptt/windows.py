@@ -16,6 +16,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+DEFAULT_SAVE = "dots"
+
 
 class Windows(NamedTuple):
     """A sequence of `steps` time steps, cut into windows of `size` steps.
@@ -56,7 +58,7 @@ def default_size(steps: int, batch: int, save: str) -> int:
 
     A size within a factor of two that divides T is preferred, so that all windows are alike.
     """
-    wanted = max(16, min(64, 1024 // batch, steps // 4)) if save == "states" else max(1, round(math.sqrt(steps)))
+    wanted = max(16, min(64, 1024 // batch, steps // 4)) if save != "boundaries" else max(1, round(math.sqrt(steps)))
     near = [size for size in range((wanted + 1) // 2, 2 * wanted + 1) if steps % size == 0]
     return min(steps, min(near, key=lambda size: abs(math.log(size / wanted)), default=wanted))
 

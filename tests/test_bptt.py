@@ -51,7 +51,7 @@ def cases(draw):
     }[weights]
     options = {
         "window": draw(st.sampled_from([None, 1, 2, 3, 4, 5, 20])),
-        "save": draw(st.sampled_from([None, "states", "boundaries"])),
+        "save": draw(st.sampled_from(["dots", "states", "boundaries"])),
         "argnums": draw(st.sampled_from(ARGNUMS)),
         "reduction": draw(st.sampled_from(["sum", "mean"])),
     }
@@ -73,7 +73,7 @@ def test_equals_the_oracle_and_the_reference(case):
     check_close(got, reference, dtype)
 
 
-@pytest.mark.parametrize("save", ["states", "boundaries"])
+@pytest.mark.parametrize("save", ["dots", "states", "boundaries"])
 @pytest.mark.parametrize("name", ["elman", "gru", "lstm", "nested"])
 def test_state_gradients_equal_the_oracle(name, save):
     problem = PROBLEMS[name]
@@ -110,7 +110,7 @@ def test_any_window_gives_the_same_gradient():
         args = arguments(problem, T, T, 2)
         want = compiled(jb.reference.bptt, "elman", argnums=(0, 1, 2))(*args)
         for window in {None, 1, 5, max(1, T - 1), T, T + 1}:
-            for save in ("states", "boundaries"):
+            for save in ("dots", "states", "boundaries"):
                 got = compiled(jb.bptt, "elman", argnums=(0, 1, 2), window=window, save=save)(*args)
                 assert difference(got, want) <= 1e-12
 
@@ -206,7 +206,7 @@ def test_tokens_keys_and_booleans_as_inputs():
         "skip": rng.uniform(size=(T, B)) < 0.3,
     }
     targets = rng.integers(5, size=(T, B))
-    for save in ("states", "boundaries"):
+    for save in ("dots", "states", "boundaries"):
         for window in (None, 3):
             gradient = jb.bptt(step, jb.losses.softmax_cross_entropy, save=save, window=window)
             got = jax.jit(gradient)(params, state, xs, targets)

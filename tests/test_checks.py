@@ -52,7 +52,7 @@ def refuses(request):
 OPTIONS = [
     ({"reduction": "average"}, ValueError, "reduction: found 'average', expected one of 'sum', 'mean'"),
     ({"reduction": None}, ValueError, "reduction: found None, expected one of 'sum', 'mean'"),
-    ({"save": "everything"}, ValueError, "save: found 'everything', expected one of 'states', 'boundaries'"),
+    ({"save": "everything"}, ValueError, "save: found 'everything', expected one of 'dots', 'states', 'boundaries'"),
     ({"save": True}, ValueError, "save: found True, expected one of"),
     ({"window": 0}, ValueError, "window: found 0, expected at least 1"),
     ({"window": -3}, ValueError, "window: found -3, expected at least 1"),

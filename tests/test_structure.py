@@ -53,7 +53,7 @@ def sizes(eqn):
     return {size for v in (*eqn.invars, *eqn.outvars) for size in v.aval.shape}
 
 
-@pytest.mark.parametrize(("save", "loops"), [("states", 2), ("boundaries", 3)])
+@pytest.mark.parametrize(("save", "loops"), [("dots", 2), ("states", 2), ("boundaries", 3)])
 @pytest.mark.parametrize("name", MODELS)
 def test_step_loops_hold_the_recurrence_alone(name, save, loops):
     cell = MODELS[name]

@@ -139,7 +139,7 @@ def test_side_effects_show_once_per_step_and_example(capfd):
         h = jnp.tanh(params * h + x)
         return h, h
 
-    for save in ("states", "boundaries"):
+    for save in ("dots", "states", "boundaries"):
         xs = np.arange(6.0).reshape(3, 2, 1)
         jax.jit(jb.bptt(step, jb.losses.squared_error, save=save, window=2))(0.5, np.zeros((2, 1)), xs, xs)
         jax.effects_barrier()

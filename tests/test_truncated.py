@@ -60,7 +60,7 @@ def cases(draw):
         "burn_in": burn_in,
         "reduction": draw(st.sampled_from(["sum", "mean"])),
         "argnums": draw(st.sampled_from(ARGNUMS)),
-        "save": draw(st.sampled_from([None, "states", "boundaries"])),
+        "save": draw(st.sampled_from(["dots", "states", "boundaries"])),
         "parallel": draw(st.sampled_from([None, 1, 2, 5])),
     }
     name = draw(st.sampled_from(["elman", "lstm", "nested"]))
@@ -248,7 +248,7 @@ def test_chunks_of_a_stream_add_up_where_k1_equals_k2():
 
 
 @pytest.mark.parametrize(("k1", "k2", "context"), [(3, 6, 3), (2, 5, 4), (2, 8, 6), (3, 5, 9)])
-@pytest.mark.parametrize("save", ["states", "boundaries"])
+@pytest.mark.parametrize("save", ["dots", "states", "boundaries"])
 def test_chunks_with_context_add_up_where_k1_is_less_than_k2(k1, k2, context, save):
     chunk, chunks = 4 * k1, 3
     args = arguments(PROBLEMS["elman"], 12, chunk * chunks, 2)

@@ -7,7 +7,7 @@ from problems import PROBLEMS, H, I, O, arguments, difference
 
 import jax_bptt as jb
 
-EXACT = [{}, {"window": 3}, {"save": "boundaries"}]
+EXACT = [{}, {"window": 3}, {"save": "states"}, {"save": "boundaries"}]
 TRUNCATED = [
     {"k1": 3, "k2": 3},
     {"k1": 2, "k2": 5, "parallel": 2},
@@ -149,7 +149,7 @@ def test_forward_mode_raises_the_error_of_jax():
         ({"k1": 0, "k2": 2}, ValueError, "k1: found 0, expected at least 1"),
         ({"window": 0}, ValueError, "window: found 0, expected at least 1"),
         ({"parallel": 1.5}, TypeError, r"parallel: found 1\.5 of type float, expected a positive integer"),
-        ({"save": "all"}, ValueError, "save: found 'all', expected one of 'states', 'boundaries'"),
+        ({"save": "all"}, ValueError, "save: found 'all', expected one of 'dots', 'states', 'boundaries'"),
         ({"reset": np.zeros(4, bool)}, ValueError, r"reset: found shape \(4,\), expected \[T\] = \(5,\)"),
         ({"reset_state": np.zeros((2, H))}, ValueError, "reset_state: found one, but no reset"),
     ],

@@ -1,0 +1,284 @@
+"""The transition's derivative, cut by what it depends on, as the step is by `split`.
+
+    after, kept = advance(weights, before, drive)                     in the forward loop
+    fixed       = prepare(weights)                                    once
+    residuals   = linearise(weights, before, drive, after, kept)      all steps and examples at once
+    delta       = pull(fixed, residuals, delta)                       the only part inside the reverse loop
+    weights_bar, drive_bar = immediate(…, deltas)                     all steps and examples at once
+
+`kept` is the least that has to be saved beside the states for no product of the transition to be computed again
+(`save="dots"`): a minimum cut between the products and what the pullback reads. And what happens to a cotangent
+between two products is one multiplication by a factor that is computed for all steps at once, however many operations
+the derivatives are made of: for h_t = tanh(A h_{t−1} + u_t) nothing is kept, and the reverse loop computes
+(δ_t ⊙ (1 − h_t²)) A.
+"""
+
+import functools
+from collections.abc import Callable, Container, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from jax_bptt.cuts import minimum_cut
+from jax_bptt.jaxprs import (
+    at_first_place,
+    divide,
+    evaluate,
+    given,
+    grouped,
+    inputs,
+    is_costly,
+    levels,
+    needed,
+    results,
+    shape_of,
+    trace,
+    variables,
+)
+from jax_bptt.split import Leaves, combine, differentiable
+
+
+class Pullback(NamedTuple):
+    """The transition's derivative, of one example and over flat leaves; see the module's docstring."""
+
+    #: The transition, together with what the pullback needs beside the states.
+    advance: Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
+    #: The same with the step's side effects.
+    advance_with_effects: Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
+    prepare: Callable[[Leaves], Leaves]
+    linearise: Callable[[Leaves, Leaves, Leaves, Leaves, Leaves], Leaves]
+    pull: Callable[[Leaves, Leaves, Leaves], Leaves]
+
+
+def split_pullback(
+    transition: Callable, weights: Leaves, before: Leaves, drive: Leaves, costly: tuple[bool, ...] | None = None
+) -> Pullback:
+    """Cut the pullback of `transition` into what is fixed, per row, and per step.
+
+    Args:
+        transition: `Parts.transition_with_effects`.
+        weights, before, drive: its arguments, or `jax.ShapeDtypeStruct`s of them, of one example.
+        costly: `Parts.costly`; where None, all of the drive is.
+    """
+
+    forwards, _ = trace(transition, weights, before, drive)
+    groups = _divide_by(forwards.jaxpr.invars, weights, before)
+    values = forwards.jaxpr.outvars + [*groups[2]] + [v for eqn in forwards.jaxpr.eqns for v in results(eqn)]
+    every_value = grouped(forwards, groups, values)
+
+    def pullback(weights, before, drive, delta):
+        def after(*moving):
+            values = every_value(*map(combine, moving, (weights, before, drive)))
+            return differentiable(values[: len(before)]), values
+
+        _, pull, values = jax.vjp(after, *map(differentiable, (weights, before, drive)), has_aux=True)
+        weights_bar, delta_before, drive_bar = pull(delta)
+        return values, delta_before, (weights_bar, drive_bar)
+
+    closed, (_, delta_before, _) = trace(pullback, weights, before, drive, differentiable(before))
+    jaxpr, structure = closed.jaxpr, jax.tree.structure(delta_before)
+    W, S, D, delta = _divide_by(jaxpr.invars, weights, before, drive)
+    named, before_bar, _ = divide(jaxpr.outvars, len(values), structure.num_leaves, None)
+    S_new = named[: len(S)]
+    name = at_first_place([named], [range(len(named))])
+    level = levels(jaxpr, [W, [*S, *D], delta])
+    kept = _kept(jaxpr, level, [*S, *S_new], [v for i, v in enumerate(D) if costly is None or costly[i]], name)
+
+    def advance(effects: bool) -> Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]:
+        run = grouped(forwards, groups, [*forwards.jaxpr.outvars, *(values[name[v]] for v in kept)], effects)
+
+        def advanced(weights: Leaves, before: Leaves, drive: Leaves) -> tuple[Leaves, Leaves]:
+            after, kept = divide(run(weights, before, drive), len(S_new), None)
+            return after, kept
+
+        return advanced
+
+    def recursion(weights, after, kept_values, before, drive, delta_values):
+        known = at_first_place([W, S_new, kept, S, D], [weights, after, kept_values, before, drive])
+        return _pulled(closed, known, dict(zip(delta, delta_values, strict=True)), before_bar)
+
+    prepare, linearise, pull = _cut(
+        recursion, weights, (before, [*map(shape_of, kept)], before, drive), jax.tree.leaves(differentiable(before))
+    )
+    return Pullback(
+        advance=advance(effects=False),
+        advance_with_effects=advance(effects=True),
+        prepare=prepare,
+        linearise=lambda weights, before, drive, after, kept: linearise(weights, [*after, *kept, *before, *drive]),
+        pull=lambda fixed, residuals, delta: jax.tree.unflatten(
+            structure, pull(fixed, residuals, jax.tree.leaves(delta))
+        ),
+    )
+
+
+def immediate(
+    advance: Callable, weights: Leaves, rows: tuple[Leaves, Leaves, Leaves, Leaves], deltas: Leaves, wanted: Leaves
+) -> tuple[Leaves, Leaves]:
+    """Σ (∂⁺h_t/∂w)ᵀ δ_t over all rows, and (∂⁺h_t/∂u_t)ᵀ δ_t of each row, for the weights w and the drive u_t.
+
+    Args:
+        advance: `Pullback.advance`.
+        weights: the transition's weights.
+        rows: before, drive, after and kept of all rows, leaves of `[R, …]`.
+        deltas: δ of the state after each row's step, `[R, …]`.
+        wanted: the weights whose gradient is wanted, None in place of others.
+    """
+    before, drive, after, kept = rows
+
+    def pulled(weights, before, drive, deltas):
+        def after_of(some, drive_moving):
+            arguments = combine(some, weights), before, combine(drive_moving, drive)
+            new, kept = jax.vmap(advance, in_axes=(None, 0, 0))(*arguments)
+            return differentiable(new), (new, kept)
+
+        some = [None if w is None else value for w, value in zip(wanted, weights, strict=True)]
+        _, pull, known = jax.vjp(after_of, some, differentiable(drive), has_aux=True)
+        return pull(deltas), known
+
+    return given(pulled, (weights, before, drive, deltas), (after, kept))
+
+
+def _cut(function: Callable, weights: Leaves, rows: tuple[Leaves, ...], delta: Leaves) -> tuple[Callable, ...]:
+    """A function of weights, values of a row and cotangents, cut by what its equations depend on."""
+    closed, _ = trace(function, weights, *rows, delta)
+    jaxpr = closed.jaxpr
+    W, *R, D = _divide_by(jaxpr.invars, weights, *rows)
+    R = [v for group in R for v in group]
+    level = levels(jaxpr, [W, R, D])
+    for_pull = inputs(jaxpr, jaxpr.outvars, lambda v: level[v] in (0, 1) or v in D)
+    fixed, residuals = ([v for v in for_pull if level[v] == k] for k in (0, 1))
+    return (
+        grouped(closed, [W], fixed),
+        grouped(closed, [W, R], residuals),
+        grouped(closed, [fixed, residuals, D], jaxpr.outvars),
+    )
+
+
+def _divide_by(items: list[Any], *trees: Leaves) -> list[list[Any]]:
+    return divide(items, *map(len, trees), None)
+
+
+# What happens to a cotangent: one multiplication, between two products.
+
+
+class _Scaled(NamedTuple):
+    """`scale ⊙ root`; the scale None is 1."""
+
+    root: jax.Array
+    scale: jax.Array | None = None
+
+    def value(self) -> jax.Array:
+        return self.root if self.scale is None else self.root * self.scale
+
+    def scale_or_ones(self) -> jax.Array:
+        return jnp.ones_like(self.root) if self.scale is None else self.scale
+
+
+_Cotangent = list[_Scaled]
+"""A sum of scaled roots, no two of the same root."""
+
+
+def _pulled(closed: ClosedJaxpr, known: dict[Var, Any], delta: dict[Var, Any], outvars: list[Any]) -> list[Any]:
+    """Evaluate `outvars`, where operations that are linear and elementwise in a cotangent act on its scale instead.
+
+    Args:
+        known: values that do not depend on a cotangent, from which others are computed.
+        delta: the cotangents to begin with.
+    """
+    jaxpr = closed.jaxpr
+    known = dict(zip(jaxpr.constvars, closed.consts, strict=True)) | known
+    moving: dict[Var, _Cotangent] = {v: [_Scaled(value)] for v, value in delta.items()}
+    zeros = {eqn.outvars[0] for eqn in jaxpr.eqns if _is_zero(eqn)}
+
+    def summed(v: Var) -> jax.Array:
+        """The value of a cotangent, which is a root from now on where it is a sum."""
+        value = functools.reduce(jnp.add, [term.value() for term in moving[v]])
+        if len(moving[v]) > 1:
+            moving[v] = [_Scaled(value)]
+        return value
+
+    for eqn in needed(jaxpr, outvars, {*known, *delta}.__contains__)[0]:
+        cotangents = [v for v in dict.fromkeys(variables(eqn.invars)) if v in moving]
+        if not cotangents:
+            known |= evaluate(jaxpr, eqn, known)
+        elif eqn.primitive.name in ("add", "add_any") and all(v in cotangents for v in eqn.invars):
+            moving[eqn.outvars[0]] = _sum(*(moving[v] for v in variables(eqn.invars)))
+        elif _acts_on_scale(eqn, cotangents, zeros):
+            (v,) = cotangents
+            summed(v)
+            (term,) = moving[v]
+            (scale,) = evaluate(jaxpr, eqn, known | {v: term.scale_or_ones()}).values()
+            moving[eqn.outvars[0]] = [_Scaled(term.root, scale)]
+        else:
+            values = {v: summed(v) for v in cotangents}
+            moving |= {v: [_Scaled(result)] for v, result in evaluate(jaxpr, eqn, known | values).items()}
+
+    def value(atom):
+        if isinstance(atom, Literal):
+            return jnp.asarray(atom.val, jnp.result_type(atom.aval))
+        return summed(atom) if atom in moving else known[atom]
+
+    return [value(atom) for atom in outvars]
+
+
+def _sum(some: _Cotangent, more: _Cotangent) -> _Cotangent:
+    terms = list(some)
+    for new in more:
+        for i, term in enumerate(terms):
+            if term.root is new.root:
+                terms[i] = _Scaled(term.root, term.scale_or_ones() + new.scale_or_ones())
+                break
+        else:
+            terms.append(new)
+    return terms
+
+
+def _acts_on_scale(eqn: JaxprEqn, cotangents: list[Var], zeros: set[Var]) -> bool:
+    """Whether an equation maps scale ⊙ root to f(scale) ⊙ root, of one cotangent that it reads in one place."""
+    places = [i for i, v in enumerate(eqn.invars) if v in cotangents]
+    if len(places) > 1 or len(eqn.outvars) > 1 or shape_of(cotangents[0]) != shape_of(eqn.outvars[0]):
+        return False
+    match eqn.primitive.name:
+        case "neg" | "mul":
+            return True
+        case "div":
+            return places == [0]
+        case "select_n":  # by what does not depend on a cotangent, between it and zeros
+            others = [v for i, v in enumerate(eqn.invars) if i not in (0, *places)]
+            return places != [0] and all(isinstance(v, Var) and v in zeros for v in others)
+    return False
+
+
+def _is_zero(eqn: JaxprEqn) -> bool:
+    return eqn.primitive.name == "broadcast_in_dim" and isinstance(eqn.invars[0], Literal) and eqn.invars[0].val == 0
+
+
+# What to keep beside the states.
+
+
+def _kept(
+    jaxpr: Jaxpr, level: dict[Var, int], states: Iterable[Any], costly: Iterable[Var], among: Container[Var]
+) -> list[Var]:
+    """The fewest bytes of a row from which, with the states, what the pullback reads can be had without products.
+
+    Source:
+        J. Ansel et al., "PyTorch 2: Faster machine learning through dynamic Python bytecode transformation and graph
+        compilation", 2024, for what to save as a minimum cut.
+    """
+    states = set(variables(states))
+    before: dict[Var, list[Var]] = {v: [] for v in costly if v not in states}
+    sources, read = list(before), dict[Var, None]()
+    for eqn in jaxpr.eqns:
+        of_rows = [v for v in dict.fromkeys(variables(eqn.invars)) if level[v] == 1 and v not in states]
+        for out in eqn.outvars:
+            if level[out] == 2:
+                read.update(dict.fromkeys(of_rows))
+            elif level[out] == 1 and out not in states:
+                before[out] = of_rows
+                if is_costly(eqn) and out in among:
+                    sources.append(out)
+    size = {v: (shape := shape_of(v)).size * shape.dtype.itemsize + 1 for v in before}
+    too_much = sum(size.values())
+    return minimum_cut(before, {v: s if v in among else too_much for v, s in size.items()}, sources, read)

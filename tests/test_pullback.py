@@ -1,0 +1,164 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxprs import primitives
+from steps import BUILT_IN, OTHERS, Example, H, I, O, normal
+
+from jax_bptt.pullback import immediate, split_pullback
+from jax_bptt.split import combine, differentiable, split
+
+PLAIN = {"A": normal(11, H, H), "B": normal(12, H, I), "C": normal(13, O, H)}
+
+
+def plain_step(params, h, x):
+    h = jnp.tanh(params["A"] @ h + params["B"] @ x)
+    return h, params["C"] @ h
+
+
+def taken_apart(example):
+    """The pullback of an example's step, and what it is called with."""
+    parts = split(example.step, example.params, example.state, example.x)
+    weights = parts.prepare(jax.tree.leaves(example.params))
+    before, drive = jax.tree.leaves(example.state), parts.project(weights, jax.tree.leaves(example.x))
+    pullback = split_pullback(parts.transition_with_effects, weights, before, drive, parts.costly)
+    return parts, pullback, (weights, before, drive)
+
+
+def pulled(pullback, weights, before, drive, delta):
+    after, kept = pullback.advance(weights, before, drive)
+    residuals = pullback.linearise(weights, before, drive, after, kept)
+    return pullback.pull(pullback.prepare(weights), residuals, delta)
+
+
+def check(example, deltas=None):
+    """The cotangent of the state, and the immediate partials, equal those of `jax.vjp`."""
+    parts, pullback, (weights, before, drive) = taken_apart(example)
+    delta = differentiable(before)
+    if deltas is None:
+        delta = [None if d is None else normal(20 + i, *d.shape) for i, d in enumerate(delta)]
+    else:
+        delta = combine(deltas, delta)
+
+    def new_state(*some):
+        return differentiable(parts.transition(*map(combine, some, (weights, before, drive))))
+
+    wanted = [differentiable(leaves) for leaves in (weights, before, drive)]
+    weights_bar, before_bar, drive_bar = jax.vjp(new_state, *wanted)[1](delta)
+    after, kept = pullback.advance(weights, before, drive)
+    rows = jax.tree.map(lambda a: a[None], (before, drive, after, kept))
+    by_rows = immediate(pullback.advance, weights, rows, jax.tree.map(lambda d: d[None], delta), wanted[0])
+    got = pulled(pullback, weights, before, drive, delta), by_rows[0], jax.tree.map(lambda d: d[0], by_rows[1])
+    want = before_bar, weights_bar, drive_bar
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-14)
+    return parts, pullback, (weights, before, drive)
+
+
+@pytest.mark.parametrize("name", BUILT_IN | OTHERS)
+def test_equals_the_pullback_of_the_step(name):
+    check((BUILT_IN | OTHERS)[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "residuals"), [("elman", [], 1), ("gru", [4 * H], 4), ("lstm", [4 * H], 6), ("plain", [], 1)]
+)
+def test_what_is_kept_and_what_the_reverse_step_reads_is_little(name, kept, residuals):
+    example = BUILT_IN[name] if name in BUILT_IN else Example(plain_step, PLAIN, normal(14, H), normal(15, I))
+    _, pullback, (weights, before, drive) = taken_apart(example)
+    after, values = pullback.advance(weights, before, drive)
+    assert sum(v.size for v in values) == sum(kept)
+    assert sum(r.size for r in pullback.linearise(weights, before, drive, after, values)) == residuals * H
+
+
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm", "nnx gru", "nnx lstm", "equinox gru", "equinox lstm"])
+def test_linearisation_computes_no_product(name):
+    _, pullback, (weights, before, drive) = taken_apart((BUILT_IN | OTHERS)[name])
+    after, kept = pullback.advance(weights, before, drive)
+    assert "dot_general" not in primitives(pullback.linearise, weights, before, drive, after, kept)
+
+
+def test_reverse_step_is_one_factor_and_one_product():
+    _, pullback, (weights, before, drive) = check(Example(plain_step, PLAIN, normal(14, H), normal(15, I)))
+    after, kept = pullback.advance(weights, before, drive)
+    fixed, residuals = pullback.prepare(weights), pullback.linearise(weights, before, drive, after, kept)
+    assert [f.shape for f in fixed] == [(H, H)]
+    np.testing.assert_allclose(residuals[0], 1 - after[0] ** 2, rtol=1e-14)
+    operations = primitives(pullback.pull, fixed, residuals, before)
+    assert sorted(set(operations) - {"copy", "transpose"}) == ["dot_general", "mul"]
+
+
+def test_keys_and_integers_have_no_cotangent():
+    def step(params, state, x):
+        key, draw = jax.random.split(state["key"])
+        keep = jax.random.bernoulli(draw, 0.5, (H,))
+        h = jnp.tanh(jnp.where(keep, params["A"] @ state["h"], 0) + params["B"] @ x)
+        return {"h": h, "key": key, "t": state["t"] + 1}, params["C"] @ h / state["t"]
+
+    state = {"h": normal(14, H), "key": jax.random.key(1), "t": jnp.asarray(3)}
+    example = Example(step, PLAIN, state, normal(15, I))
+    _, pullback, (weights, before, drive) = taken_apart(example)
+    delta = [normal(16, H), None, None]
+    got = pulled(pullback, weights, before, drive, delta)
+    want = jax.vjp(lambda h: step(PLAIN, state | {"h": h}, normal(15, I))[0]["h"], state["h"])[1](delta[0])[0]
+    np.testing.assert_allclose(got[0], want, rtol=1e-13)
+    assert got[1:] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "backwards",
+    [
+        lambda delta: jnp.clip(delta, -0.1, 0.1),
+        lambda delta: delta + 1,
+        lambda delta: delta * delta,
+        lambda delta: jnp.where(delta > 0, delta, 0),
+        lambda delta: jnp.where(jnp.arange(H) > 1, delta, 2.0),
+        lambda delta: 1 / (2 + delta),
+        lambda delta: (delta - delta) + 3 * delta,
+    ],
+)
+def test_custom_derivatives_need_not_be_linear(backwards):
+    @jax.custom_vjp
+    def changed(x):
+        return x
+
+    changed.defvjp(lambda x: (x, None), lambda _, delta: (backwards(delta),))
+
+    def step(params, h, x):
+        h = changed(jnp.tanh(changed(params["A"] @ h + params["B"] @ x)))
+        return h, h
+
+    check(Example(step, PLAIN, normal(14, H), normal(15, I)), [10 * normal(16, H)])
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        jax.nn.relu,
+        jax.nn.gelu,
+        jnp.sin,
+        lambda z: z / (1 + jnp.abs(z)),
+        lambda z: jnp.where(z > 0, z, jnp.expm1(z)),
+        lambda z: jax.nn.softmax(z) + z,
+        lambda z: (z - z.mean()) / jnp.sqrt(z.var() + 1e-5),
+        lambda z: jax.lax.cond(z[0] > 0, jnp.sin, jnp.cos, z),
+        lambda z: jnp.real(jnp.exp(1j * z)),
+        lambda z: -z,
+    ],
+)
+def test_other_transitions(f):
+    def step(params, h, x):
+        h = f(params["A"] @ h + params["B"] @ x) + h * x[0] - f(h)
+        return h, h
+
+    check(Example(step, PLAIN, normal(14, H), normal(15, I)))
+
+
+def test_low_precision_inside_a_step():
+    def step(params, h, x):
+        low = (params["A"] @ h).astype(jnp.bfloat16)
+        h = jnp.tanh(low.astype(h.dtype) * 2 + params["B"] @ x)
+        return h, h
+
+    check(Example(step, PLAIN, normal(14, H), normal(15, I)))
