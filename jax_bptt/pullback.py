@@ -279,6 +279,6 @@ def _kept(
                 before[out] = of_rows
                 if is_costly(eqn) and out in among:
                     sources.append(out)
-    size = {v: (shape := shape_of(v)).size * shape.dtype.itemsize + 1 for v in before}
+    size = {v: (shape := shape_of(v)).size * shape.dtype.itemsize for v in before}
     too_much = sum(size.values())
     return minimum_cut(before, {v: s if v in among else too_much for v, s in size.items()}, sources, read)
