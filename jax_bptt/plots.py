@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#E69F00", GREY)
 
 
 def training_curve(
@@ -69,6 +70,38 @@ def gradient_norms(norms: Mapping[str, Sequence[float]], *, ax: Axes | None = No
     return figure
 
 
+def speeds(speeds: Mapping[str, Mapping[str, float]], *, ax: Axes | None = None) -> Figure:
+    """How fast others are beside ours: a group of bars for each task, a bar for each of the others.
+
+    Args:
+        speeds: by task, by name of the other, its speed where ours is 1: time of ours / time of the other.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The figure.
+    """
+    figure, ax = _axes(ax, width=max(6, 0.15 * sum(map(len, speeds.values()))))
+    names = list(dict.fromkeys(name for others in speeds.values() for name in others))
+    width = 0.8 / max(1, len(names))
+    for i, name in enumerate(names):
+        places = [place for place, others in enumerate(speeds.values()) if name in others]
+        heights = [others[name] for others in speeds.values() if name in others]
+        color, hatch = COLORS[i % len(COLORS)], "//" if i >= len(COLORS) else None
+        ax.bar(
+            [p + (i - (len(names) - 1) / 2) * width for p in places],
+            heights,
+            width,
+            color=color,
+            hatch=hatch,
+            label=name,
+        )
+    ax.axhline(1, color="black", linewidth=1.2, label="ours")
+    ax.set_xticks(range(len(speeds)), list(speeds), rotation=45, ha="right", fontsize="small")
+    ax.set(ylabel="speed (ours = 1)", title="Speed beside ours; lower is slower", ylim=(0, None))
+    ax.legend(frameon=False, fontsize="small", ncols=2)
+    return figure
+
+
 def running_mean(values: Sequence[float], share: float = 0.02) -> np.ndarray:
     """The mean over the last `share` of all values, or what there is of it."""
     width = max(1, round(share * len(values)))
@@ -78,9 +111,9 @@ def running_mean(values: Sequence[float], share: float = 0.02) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _axes(ax: Axes | None) -> tuple[Any, Axes]:
+def _axes(ax: Axes | None, width: float = 6) -> tuple[Any, Axes]:
     if ax is None:
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = Figure(figsize=(width, 4), layout="constrained")
         ax = figure.add_subplot()
     ax.spines[["top", "right"]].set_visible(False)
     return ax.figure, ax

@@ -68,3 +68,15 @@ def test_report_writes_both_pictures(tmp_path):
     for half in np.split(image[..., :3], 2, axis=1):
         assert half.min() < 0.5 < half.max()
     assert "png" in plots.file_types()
+
+
+def test_speeds_draws_a_group_of_bars_for_each_task():
+    speeds = {"elman": {"jax.grad": 0.5, "torch": 0.8}, "gru": {"jax.grad": 0.7}}
+    (ax,) = plots.speeds(speeds).axes
+    assert [bar.get_height() for bar in ax.patches] == [0.5, 0.7, 0.8]
+    centres = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
+    assert [round(centre) for centre in centres] == [0, 1, 0]
+    assert len({to_hex(bar.get_facecolor()) for bar in ax.patches}) == 2
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["elman", "gru"]
+    assert texts(ax) == ["ours", "jax.grad", "torch"]
+    assert ax.get_ylim()[0] == 0

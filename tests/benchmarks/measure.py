@@ -1,0 +1,74 @@
+"""Time, memory and compile time of contenders, in turns."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_bptt.compare import relative_difference
+
+
+class Contender(NamedTuple):
+    name: str
+    run: Callable[[], Any]
+    """Computes the gradient once, and returns when it is there."""
+    pick: Callable[[Any], tuple[Any, ...]]
+    """What is compared of what `run` returns: loss and some gradient."""
+    compile_seconds: float | None = None
+    temporary_bytes: int | None = None
+
+
+class Measured(NamedTuple):
+    name: str
+    seconds: float
+    compile_seconds: float | None
+    temporary_bytes: int | None
+    difference: float
+    """The largest relative difference to what the first contender returns."""
+
+
+def compiled(name: str, function: Callable, args: tuple, pick: Callable[[Any], tuple[Any, ...]]) -> Contender:
+    """A jitted function as a contender."""
+    start = time.perf_counter()
+    run = jax.jit(function).lower(*args).compile()
+    seconds = time.perf_counter() - start
+    memory = run.memory_analysis()
+    return Contender(
+        name,
+        lambda: jax.block_until_ready(run(*args)),
+        pick,
+        seconds,
+        memory.temp_size_in_bytes if memory else None,
+    )
+
+
+def measure(contenders: Sequence[Contender], repeats: int) -> list[Measured]:
+    """The median time of each over the repeats, one after the other in each; all have run once before."""
+    results = [contender.pick(contender.run()) for contender in contenders]
+    seconds = [[] for _ in contenders]
+    for _ in range(repeats):
+        for contender, times in zip(contenders, seconds, strict=True):
+            start = time.perf_counter()
+            contender.run()
+            times.append(time.perf_counter() - start)
+    return [
+        Measured(
+            contender.name,
+            statistics.median(times),
+            contender.compile_seconds,
+            contender.temporary_bytes,
+            max(relative_difference(a, b) for a, b in zip(result, results[0], strict=True)),
+        )
+        for contender, times, result in zip(contenders, seconds, results, strict=True)
+    ]
+
+
+def product_rate(repeats: int) -> float:
+    """Floating-point operations a second of a product of float32 matrices of 2048 × 2048."""
+    n = 2048
+    a = jnp.ones((n, n), jnp.float32)
+    (result,) = measure([compiled("product", lambda a: a @ a, (a,), lambda product: (product[0, 0],))], repeats)
+    return 2 * n**3 / result.seconds

@@ -1,0 +1,204 @@
+"""The rows of the table: which contenders compute the same gradient, of what shapes."""
+
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import jax_bptt as jb
+
+from . import peers
+from .measure import Contender, compiled
+
+
+class Shape(NamedTuple):
+    T: int
+    B: int
+    I: int
+    H: int
+    O: int
+
+
+class Row(NamedTuple):
+    table: str
+    cell: str
+    shape: Shape
+    contenders: list[Contender]
+    """Ours first."""
+    flops: int
+    """The products of the gradient with respect to the params, each of them once."""
+
+
+# Of one kind each: (T, B, I, H, O).
+SHAPES = [
+    Shape(512, 32, 64, 128, 64),
+    Shape(512, 32, 64, 256, 64),
+    Shape(1024, 1, 32, 128, 32),
+    Shape(1024, 1, 32, 512, 32),
+    Shape(512, 128, 64, 64, 64),
+    Shape(256, 64, 128, 512, 128),
+]
+TRUNCATED = [
+    Shape(1024, 1, 64, 128, 64),
+    Shape(1024, 1, 64, 512, 64),
+    Shape(1024, 32, 64, 128, 64),
+    Shape(1024, 32, 64, 256, 64),
+]
+LONG = [Shape(65536, 8, 32, 64, 32)]
+QUICK = [Shape(32, 2, 3, 8, 4)]
+CELLS = ("elman", "gru", "lstm")
+
+
+def exact(shapes: list[Shape]) -> Iterator[Row]:
+    """Exact gradients, everything at its default."""
+    for cell, shape, task in _tasks(shapes):
+        step, ours = peers.rows(cell), jb.bptt(task.cell, jb.losses.squared_error)
+        contenders = [
+            task.compiled("ours", ours),
+            task.compiled("jax.grad", peers.jax_grad(step)),
+            task.compiled("jax.grad, columns", peers.jax_grad_columns(peers.columns(cell))),
+            task.compiled("jax.grad, unroll 4", peers.jax_grad(step, unroll=4)),
+            task.compiled("jax.grad, unroll 8", peers.jax_grad(step, unroll=8)),
+            task.flax(),
+            *task.torch(),
+        ]
+        yield Row("exact", cell, shape, contenders, task.flops)
+
+
+def boundaries(shapes: list[Shape]) -> Iterator[Row]:
+    """Exact gradients in O(√T) memory."""
+    for cell, shape, task in _tasks(shapes):
+        step, ours = peers.rows(cell), jb.bptt(task.cell, jb.losses.squared_error, save="boundaries")
+        contenders = [
+            task.compiled("ours, boundaries", ours),
+            task.compiled("jax.grad", peers.jax_grad(step)),
+            task.compiled("jax.checkpoint", peers.jax_checkpoint(step)),
+            task.compiled("equinox, checkpointed", peers.equinox_checkpointed(step)),
+        ]
+        yield Row("boundaries", cell, shape, contenders, task.flops)
+
+
+def interop(shapes: list[Shape]) -> Iterator[Row]:
+    """Cells of Flax and Equinox, unchanged, without a readout."""
+    for shape in shapes:
+        T, B, I, H, _ = shape
+        xs, targets = _data(shape._replace(O=H))
+        for name, make in {
+            "nnx lstm": lambda: nnx.LSTMCell(I, H, rngs=nnx.Rngs(0)),  # noqa: B023
+            "nnx gru": lambda: nnx.GRUCell(I, H, rngs=nnx.Rngs(0)),  # noqa: B023
+            "equinox lstm": lambda: eqx.nn.LSTMCell(I, H, key=jax.random.key(0)),  # noqa: B023
+            "equinox gru": lambda: eqx.nn.GRUCell(I, H, key=jax.random.key(0)),  # noqa: B023
+        }.items():
+            params, step = (_of_nnx if name.startswith("nnx") else _of_equinox)(make())
+            lstm, zeros = name.endswith("lstm"), jnp.zeros((B, H), jnp.float32)
+            args = params, (zeros, zeros) if lstm else zeros, xs, targets
+            batched = jax.vmap(step, in_axes=(None, 0, 0))
+            contenders = [
+                compiled("ours", jb.bptt(step, jb.losses.squared_error), args, _loss_and_first),
+                compiled("jax.grad", peers.jax_grad(batched), args, _loss_and_first),
+            ]
+            yield Row("interop", name, shape, contenders, 6 * T * B * (4 if lstm else 3) * H * (H + I))
+
+
+def chunked(shapes: list[Shape]) -> Iterator[Row]:
+    """Truncated gradients, windows one after the other, beside the usual recipe."""
+    for cell, shape, task in _tasks(shapes):
+        k = _horizon(shape)
+        contenders = [
+            task.compiled("ours", jb.truncated_bptt(task.cell, jb.losses.squared_error, k, k)),
+            task.compiled("scan over windows", peers.chunked(peers.rows(cell), k)),
+        ]
+        yield Row(f"truncated, k1 = k2 = {k}", cell, shape, contenders, task.flops)
+
+
+def overlapping(shapes: list[Shape]) -> Iterator[Row]:
+    """Truncated gradients, windows that overlap, beside the usual recipes."""
+    for cell, shape, task in _tasks(shapes):
+        step, k2 = peers.rows(cell), _horizon(shape)
+        k1 = k2 // 4
+        contenders = [
+            task.compiled("ours", jb.truncated_bptt(task.cell, jb.losses.squared_error, k1, k2)),
+            task.compiled("vmap over windows", peers.overlapping(step, k1, k2, lambda f, ends: jax.vmap(f)(ends))),
+            task.compiled("map over windows", peers.overlapping(step, k1, k2, jax.lax.map)),
+        ]
+        yield Row(f"truncated, k1 = {k1}, k2 = {k2}", cell, shape, contenders, task.flops)
+
+
+def _horizon(shape: Shape) -> int:
+    return min(32, shape.T // 8)
+
+
+class Task(NamedTuple):
+    """A cell with random params and data."""
+
+    name: str
+    cell: jb.Cell
+    args: tuple
+    flops: int
+
+    def pick(self, result: Any) -> tuple[Any, Any]:
+        (loss, _), grads = result
+        return loss, grads[peers.RECURRENT[self.name]]
+
+    def compiled(self, name: str, function: Callable) -> Contender:
+        return compiled(name, function, self.args, self.pick)
+
+    def flax(self) -> Contender:
+        function, params, pick = peers.flax_rnn(self.name, self.args[0])
+        return compiled(
+            "flax nnx.RNN", function, (params, *self.args[1:]), lambda result: (result[0][0], pick(result[1]))
+        )
+
+    def torch(self) -> list[Contender]:
+        """PyTorch, where it is installed."""
+        if not find_spec("torch"):
+            return []
+        params, _, xs, targets = self.args
+        threads = len(os.sched_getaffinity(0))
+        run = peers.torch_rnn(self.name, params, xs, targets, threads)
+        return [Contender("torch", run, lambda result: result)]
+
+
+def _tasks(shapes: list[Shape]) -> Iterator[tuple[str, Shape, Task]]:
+    for name in CELLS:
+        for shape in shapes:
+            T, B, I, H, O = shape
+            cell = getattr(jb.cells, name)(I, H, O, dtype=jnp.float32)
+            recurrent, inputs, readout = peers.GATES[name] * H * H, peers.GATES[name] * H * I, H * O
+            flops = 2 * T * B * (3 * recurrent + 2 * inputs + 3 * readout)
+            yield (
+                name,
+                shape,
+                Task(name, cell, (cell.init(jax.random.key(0)), cell.initial_state(B), *_data(shape)), flops),
+            )
+
+
+def _data(shape: Shape) -> tuple[jax.Array, jax.Array]:
+    T, B, I, _, O = shape
+    keys = jax.random.split(jax.random.key(1))
+    return jax.random.normal(keys[0], (T, B, I), jnp.float32), jax.random.normal(keys[1], (T, B, O), jnp.float32)
+
+
+def _of_nnx(cell: Any) -> tuple[Any, Callable]:
+    graph, params = nnx.split(cell)
+    return params, lambda params, state, x: nnx.merge(graph, params)(state, x)
+
+
+def _of_equinox(cell: Any) -> tuple[Any, Callable]:
+    params, static = eqx.partition(cell, eqx.is_array)
+
+    def step(params, state, x):
+        state = eqx.combine(params, static)(x, state)
+        return state, state[0] if isinstance(state, tuple) else state
+
+    return params, step
+
+
+def _loss_and_first(result: Any) -> tuple[Any, Any]:
+    (loss, _), grads = result
+    return loss, max(jax.tree.leaves(grads), key=lambda leaf: leaf.size)

@@ -1,0 +1,48 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def benchmark(*options):
+    return subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", *options],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_quick_benchmark_runs_and_all_agree(tmp_path):
+    done = benchmark("--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "benchmark.json").read_text())
+    rows = found["rows"]
+    assert {row["table"] for row in rows} >= {"exact", "boundaries", "interop", "truncated, k1 = k2 = 4"}
+    assert {row["cell"] for row in rows if row["table"] == "exact"} == {"elman", "gru", "lstm"}
+    differences = [contender["difference"] for row in rows for contender in row["contenders"][1:]]
+    assert len(differences) >= 30
+    assert 0 < np.max(differences) <= 1e-5
+    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
+    assert "Geometric means" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "everything"], "argument --only: invalid choice: 'everything'"),
+        (["--repeats", "0"], "argument --repeats: found 0, expected at least 1"),
+    ],
+)
+def test_unknown_options_are_named(options, message, tmp_path):
+    done = benchmark(*options, "--out", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "none").exists()
