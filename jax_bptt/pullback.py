@@ -62,10 +62,11 @@ def split_pullback(
         weights, before, drive: its arguments, or `jax.ShapeDtypeStruct`s of them, of one example.
         costly: `Parts.costly`; where None, all of the drive is.
     """
-
+    # Every value of the transition, the new state first, so that each can be found again in the pullback's jaxpr. What
+    # runs is always made of the transition's own equations: those of its pullback have lost custom derivatives.
     forwards, _ = trace(transition, weights, before, drive)
     groups = _divide_by(forwards.jaxpr.invars, weights, before)
-    values = forwards.jaxpr.outvars + [*groups[2]] + [v for eqn in forwards.jaxpr.eqns for v in results(eqn)]
+    values = [*forwards.jaxpr.outvars, *groups[2], *(v for eqn in forwards.jaxpr.eqns for v in results(eqn))]
     every_value = grouped(forwards, groups, values)
 
     def pullback(weights, before, drive, delta):
@@ -77,6 +78,7 @@ def split_pullback(
         weights_bar, delta_before, drive_bar = pull(delta)
         return values, delta_before, (weights_bar, drive_bar)
 
+    # The bars of weights and drive are there for what they read, which is kept for `immediate`.
     closed, (_, delta_before, _) = trace(pullback, weights, before, drive, differentiable(before))
     jaxpr, structure = closed.jaxpr, jax.tree.structure(delta_before)
     W, S, D, delta = _divide_by(jaxpr.invars, weights, before, drive)
