@@ -28,9 +28,14 @@ def _unrolled(problem):
     return jax.value_and_grad(objective, has_aux=True)
 
 
-@pytest.fixture(params=GRADIENTS)
+@pytest.fixture(params=GRADIENTS, scope="module")
 def gradient(request):
     return GRADIENTS[request.param](PROBLEMS["gru"])
+
+
+@pytest.fixture(scope="module")
+def jitted(gradient):
+    return jax.jit(gradient)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +43,8 @@ def args():
     return arguments(PROBLEMS["gru"], 0, 10, 2)
 
 
-def test_jit_changes_nothing(gradient, args):
-    assert difference(jax.jit(gradient)(*args), gradient(*args)) <= 1e-12
+def test_jit_changes_nothing(gradient, jitted, args):
+    assert difference(jitted(*args), gradient(*args)) <= 1e-12
 
 
 def test_a_second_call_traces_nothing(args):
@@ -62,22 +67,22 @@ def test_a_second_call_traces_nothing(args):
     assert traced == []
 
 
-def test_vmap_over_params_equals_a_loop(gradient, args):
+def test_vmap_over_params_equals_a_loop(gradient, jitted, args):
     several = jax.tree.map(lambda p: np.stack([p, 1.1 * p, 0.9 * p]), args.params)
     got = jax.jit(jax.vmap(gradient, in_axes=(0, None, None, None)))(several, *args[1:])
-    want = [gradient(jax.tree.map(lambda p, i=i: p[i], several), *args[1:]) for i in range(3)]
+    want = [jitted(jax.tree.map(lambda p, i=i: p[i], several), *args[1:]) for i in range(3)]
     assert difference(got, jax.tree.map(lambda *g: np.stack(g), *want)) <= 1e-12
 
 
-def test_vmap_over_sequences_equals_a_loop(gradient, args):
+def test_vmap_over_sequences_equals_a_loop(gradient, jitted, args):
     several = jax.tree.map(lambda a: np.stack([a, 2 * a]), args[1:])
-    got = jax.vmap(gradient, in_axes=(None, 0, 0, 0))(args.params, *several)
-    want = [gradient(args.params, *jax.tree.map(lambda a, i=i: a[i], several)) for i in range(2)]
+    got = jax.jit(jax.vmap(gradient, in_axes=(None, 0, 0, 0)))(args.params, *several)
+    want = [jitted(args.params, *jax.tree.map(lambda a, i=i: a[i], several)) for i in range(2)]
     assert difference(got, jax.tree.map(lambda *g: np.stack(g), *want)) <= 1e-12
 
 
 def test_training_inside_scan_equals_a_loop(args):
-    gradient = GRADIENTS["states"](PROBLEMS["gru"])
+    gradient = jax.jit(GRADIENTS["states"](PROBLEMS["gru"]))
 
     def update(carry, _):
         params, state = carry
@@ -92,8 +97,8 @@ def test_training_inside_scan_equals_a_loop(args):
     assert difference((scanned, losses), (carry, np.stack(looped))) <= 1e-12
 
 
-def test_checkpoint_changes_nothing(gradient, args):
-    assert difference(jax.jit(jax.checkpoint(gradient))(*args), gradient(*args)) <= 1e-12
+def test_checkpoint_changes_nothing(gradient, jitted, args):
+    assert difference(jax.jit(jax.checkpoint(gradient))(*args), jitted(*args)) <= 1e-12
 
 
 def test_derivatives_of_the_gradient_equal_those_of_the_reference(args):
@@ -116,12 +121,12 @@ def test_no_tracer_leaks(gradient, args):
         )
 
 
-def test_lowers_for_cpu_cuda_and_tpu_and_comes_back_from_disk(gradient, args, tmp_path):
+def test_lowers_for_cpu_cuda_and_tpu_and_comes_back_from_disk(gradient, jitted, args, tmp_path):
     exported = jax.export.export(jax.jit(gradient), platforms=("cpu", "cuda", "tpu"))(*args)
     assert exported.platforms == ("cpu", "cuda", "tpu")
     (tmp_path / "gradient").write_bytes(exported.serialize())
     loaded = jax.export.deserialize((tmp_path / "gradient").read_bytes())
-    assert difference(loaded.call(*args), gradient(*args)) <= 1e-12
+    assert difference(loaded.call(*args), jitted(*args)) <= 1e-12
 
 
 def test_bfloat16_params_and_state():
