@@ -134,7 +134,7 @@ def flax_rnn(cell: str, params: Any) -> tuple[Callable, Any, Callable[[Any], jax
     return (
         jax.value_and_grad(objective, has_aux=True),
         (weights, params["C"]),
-        lambda grads: grads[0]["cell"]["dense_h"]["kernel"].get_value().T,
+        lambda grads: jax.tree.leaves(grads[0]["cell"]["dense_h"]["kernel"])[0].T,
     )
 
 
