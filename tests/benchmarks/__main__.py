@@ -19,11 +19,11 @@ from . import tables
 from .measure import Measured, measure, product_rate
 
 TABLES = {
-    "exact": lambda quick: tables.exact(tables.QUICK if quick else tables.SHAPES),
-    "boundaries": lambda quick: tables.boundaries(tables.QUICK if quick else tables.SHAPES + tables.LONG),
-    "interop": lambda quick: tables.interop(tables.QUICK if quick else tables.SHAPES),
-    "chunked": lambda quick: tables.chunked(tables.QUICK if quick else tables.TRUNCATED),
-    "overlapping": lambda quick: tables.overlapping(tables.QUICK if quick else tables.TRUNCATED),
+    "exact": (tables.exact, tables.SHAPES),
+    "boundaries": (tables.boundaries, tables.SHAPES + tables.LONG),
+    "interop": (tables.interop, tables.SHAPES),
+    "chunked": (tables.chunked, tables.TRUNCATED),
+    "overlapping": (tables.overlapping, tables.TRUNCATED),
 }
 LARGEST_DIFFERENCE = 1e-5
 
@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "and PyTorch (where installed), medians of repeats in turns, float32, compiled, on this machine.",
     )
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES), help="which tables; all by default")
+    parser.add_argument(
+        "--cells", nargs="+", choices=tables.CELLS, default=list(tables.CELLS), help="which cells; all by default"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that everything runs and agrees")
     parser.add_argument("--repeats", type=int, default=7, help="how often each is timed (default 7)")
     parser.add_argument(
@@ -56,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
     found = []
     for name in options.only:
-        for row in TABLES[name](options.quick):
+        make, shapes = TABLES[name]
+        for row in make(tables.QUICK if options.quick else shapes, options.cells):
             measured = measure(row.contenders, repeats)
             record = _record(row, measured, rate)
             if not found or record["table"] != found[-1]["table"]:

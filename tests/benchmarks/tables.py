@@ -1,7 +1,7 @@
 """The rows of the table: which contenders compute the same gradient, of what shapes."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -54,9 +54,9 @@ QUICK = [Shape(32, 2, 3, 8, 4)]
 CELLS = ("elman", "gru", "lstm")
 
 
-def exact(shapes: list[Shape]) -> Iterator[Row]:
+def exact(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
     """Exact gradients, everything at its default."""
-    for cell, shape, task in _tasks(shapes):
+    for cell, shape, task in _tasks(shapes, cells):
         step, ours = peers.rows(cell), jb.bptt(task.cell, jb.losses.squared_error)
         contenders = [
             task.compiled("ours", ours),
@@ -70,9 +70,9 @@ def exact(shapes: list[Shape]) -> Iterator[Row]:
         yield Row("exact", cell, shape, contenders, task.flops)
 
 
-def boundaries(shapes: list[Shape]) -> Iterator[Row]:
+def boundaries(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
     """Exact gradients in O(√T) memory."""
-    for cell, shape, task in _tasks(shapes):
+    for cell, shape, task in _tasks(shapes, cells):
         step, ours = peers.rows(cell), jb.bptt(task.cell, jb.losses.squared_error, save="boundaries")
         contenders = [
             task.compiled("ours, boundaries", ours),
@@ -83,7 +83,7 @@ def boundaries(shapes: list[Shape]) -> Iterator[Row]:
         yield Row("boundaries", cell, shape, contenders, task.flops)
 
 
-def interop(shapes: list[Shape]) -> Iterator[Row]:
+def interop(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
     """Cells of Flax and Equinox, unchanged, without a readout."""
     for shape in shapes:
         T, B, I, H, _ = shape
@@ -94,6 +94,8 @@ def interop(shapes: list[Shape]) -> Iterator[Row]:
             "equinox lstm": lambda: eqx.nn.LSTMCell(I, H, key=jax.random.key(0)),  # noqa: B023
             "equinox gru": lambda: eqx.nn.GRUCell(I, H, key=jax.random.key(0)),  # noqa: B023
         }.items():
+            if name.split()[1] not in cells:
+                continue
             params, step = (_of_nnx if name.startswith("nnx") else _of_equinox)(make())
             lstm, zeros = name.endswith("lstm"), jnp.zeros((B, H), jnp.float32)
             args = params, (zeros, zeros) if lstm else zeros, xs, targets
@@ -105,9 +107,9 @@ def interop(shapes: list[Shape]) -> Iterator[Row]:
             yield Row("interop", name, shape, contenders, 6 * T * B * (4 if lstm else 3) * H * (H + I))
 
 
-def chunked(shapes: list[Shape]) -> Iterator[Row]:
+def chunked(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
     """Truncated gradients, windows one after the other, beside the usual recipe."""
-    for cell, shape, task in _tasks(shapes):
+    for cell, shape, task in _tasks(shapes, cells):
         k = _horizon(shape)
         contenders = [
             task.compiled("ours", jb.truncated_bptt(task.cell, jb.losses.squared_error, k, k)),
@@ -116,9 +118,9 @@ def chunked(shapes: list[Shape]) -> Iterator[Row]:
         yield Row(f"truncated, k1 = k2 = {k}", cell, shape, contenders, task.flops)
 
 
-def overlapping(shapes: list[Shape]) -> Iterator[Row]:
+def overlapping(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
     """Truncated gradients, windows that overlap, beside the usual recipes."""
-    for cell, shape, task in _tasks(shapes):
+    for cell, shape, task in _tasks(shapes, cells):
         step, k2 = peers.rows(cell), _horizon(shape)
         k1 = k2 // 4
         contenders = [
@@ -164,8 +166,8 @@ class Task(NamedTuple):
         return [Contender("torch", run, lambda result: result)]
 
 
-def _tasks(shapes: list[Shape]) -> Iterator[tuple[str, Shape, Task]]:
-    for name in CELLS:
+def _tasks(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[tuple[str, Shape, Task]]:
+    for name in cells:
         for shape in shapes:
             T, B, I, H, O = shape
             cell = getattr(jb.cells, name)(I, H, O, dtype=jnp.float32)
