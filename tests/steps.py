@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from interop import recipes
 
 import jax_bptt as jb
 
@@ -39,31 +40,18 @@ def of_flax_linen(cell: nn.RNNCellBase) -> Example:
 
 
 def of_flax_nnx(cell: Any) -> Example:
-    graph, params = nnx.split(cell)
     carry = jax.tree.map(lambda s: normal(2, *s.shape), cell.initialize_carry((I,), nnx.Rngs(0)))
-    return Example(lambda params, state, x: nnx.merge(graph, params)(state, x), params, carry, normal(3, I))
+    return Example(*recipes.flax_nnx(cell), carry, normal(3, I))
 
 
 def of_equinox(cell: Any) -> Example:
-    params, static = eqx.partition(cell, eqx.is_array)
-
-    def step(params, state, x):
-        new_state = eqx.combine(params, static)(x, state)
-        return new_state, new_state[0] if isinstance(new_state, tuple) else new_state
-
     lstm = isinstance(cell, eqx.nn.LSTMCell)
-    return Example(step, params, (normal(2, H), normal(4, H)) if lstm else normal(2, H), normal(3, I))
+    return Example(*recipes.equinox(cell), (normal(2, H), normal(4, H)) if lstm else normal(2, H), normal(3, I))
 
 
 def of_haiku(make: Any, state: Any) -> Example:
-    core = hk.without_apply_rng(hk.transform(lambda x, state: make()(x, state)))
-    params = core.init(jax.random.key(0), normal(3, I), state)
-
-    def step(params, state, x):
-        output, state = core.apply(params, x, state)
-        return state, output
-
-    return Example(step, params, state, normal(3, I))
+    step, init = recipes.haiku(make)
+    return Example(step, init(jax.random.key(0), normal(3, I), state), state, normal(3, I))
 
 
 BUILT_IN = {
@@ -85,3 +73,24 @@ OTHERS = {
     "haiku lstm": of_haiku(lambda: hk.LSTM(H), hk.LSTMState(normal(2, H), normal(4, H))),
     "haiku gru": of_haiku(lambda: hk.GRU(H), normal(2, H)),
 }
+
+
+PLAIN = {"A": normal(11, H, H), "B": normal(12, H, I), "C": normal(13, O, H)}
+
+
+def plain_step(params, h, x):
+    h = jnp.tanh(params["A"] @ h + params["B"] @ x)
+    return h, params["C"] @ h
+
+
+def with_key_and_count(params, state, x):
+    """Dropout of the recurrent product, by a PRNG key that is part of the state, as is an integer."""
+    key, draw = jax.random.split(state["key"])
+    keep = jax.random.bernoulli(draw, 0.5, (H,))
+    h = jnp.tanh(jnp.where(keep, params["A"] @ state["h"], 0) + params["B"] @ x)
+    return {"h": h, "key": key, "t": state["t"] + 1}, params["C"] @ h / state["t"]
+
+
+WITH_KEY_AND_COUNT = Example(
+    with_key_and_count, PLAIN, {"h": normal(14, H), "key": jax.random.key(1), "t": jnp.asarray(3)}, normal(15, I)
+)

@@ -3,17 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxprs import primitives
-from steps import BUILT_IN, OTHERS, Example, H, I, O, normal
+from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, normal, plain_step
 
 from jax_bptt.pullback import immediate, split_pullback
 from jax_bptt.split import combine, differentiable, split
-
-PLAIN = {"A": normal(11, H, H), "B": normal(12, H, I), "C": normal(13, O, H)}
-
-
-def plain_step(params, h, x):
-    h = jnp.tanh(params["A"] @ h + params["B"] @ x)
-    return h, params["C"] @ h
 
 
 def taken_apart(example):
@@ -90,18 +83,11 @@ def test_reverse_step_is_one_factor_and_one_product():
 
 
 def test_keys_and_integers_have_no_cotangent():
-    def step(params, state, x):
-        key, draw = jax.random.split(state["key"])
-        keep = jax.random.bernoulli(draw, 0.5, (H,))
-        h = jnp.tanh(jnp.where(keep, params["A"] @ state["h"], 0) + params["B"] @ x)
-        return {"h": h, "key": key, "t": state["t"] + 1}, params["C"] @ h / state["t"]
-
-    state = {"h": normal(14, H), "key": jax.random.key(1), "t": jnp.asarray(3)}
-    example = Example(step, PLAIN, state, normal(15, I))
-    _, pullback, (weights, before, drive) = taken_apart(example)
+    step, params, state, x = WITH_KEY_AND_COUNT
+    _, pullback, (weights, before, drive) = taken_apart(WITH_KEY_AND_COUNT)
     delta = [normal(16, H), None, None]
     got = pulled(pullback, weights, before, drive, delta)
-    want = jax.vjp(lambda h: step(PLAIN, state | {"h": h}, normal(15, I))[0]["h"], state["h"])[1](delta[0])[0]
+    want = jax.vjp(lambda h: step(params, state | {"h": h}, x)[0]["h"], state["h"])[1](delta[0])[0]
     np.testing.assert_allclose(got[0], want, rtol=1e-13)
     assert got[1:] == [None, None]
 

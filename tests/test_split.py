@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxprs import primitives
-from steps import BUILT_IN, OTHERS, Example, H, I, O, normal
+from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, O, normal, plain_step
 
 from jax_bptt.split import Parts, combine, differentiable, split
 
@@ -49,14 +49,6 @@ def test_no_product_with_inputs_is_left_in_the_transition(name):
         if eqn.primitive.name == "dot_general":
             assert I not in (d for v in eqn.invars for d in v.aval.shape)
             assert O not in (d for v in eqn.invars for d in v.aval.shape)
-
-
-def plain_step(params, h, x):
-    h = jnp.tanh(params["A"] @ h + params["B"] @ x)
-    return h, params["C"] @ h
-
-
-PLAIN = {"A": normal(11, H, H), "B": normal(12, H, I), "C": normal(13, O, H)}
 
 
 def test_plain_step_is_cut_into_its_four_parts():
@@ -225,14 +217,7 @@ def test_output_from_what_is_neither_state_nor_input():
 
 
 def test_state_with_integers_and_keys():
-    def step(params, state, x):
-        key, draw = jax.random.split(state["key"])
-        keep = jax.random.bernoulli(draw, 0.5, (H,))
-        h = jnp.tanh(jnp.where(keep, params["A"] @ state["h"], 0) + params["B"] @ x)
-        return {"h": h, "key": key, "t": state["t"] + 1}, params["C"] @ h / state["t"]
-
-    state = {"h": normal(14, H), "key": jax.random.key(1), "t": jnp.asarray(3)}
-    _, (_, leaves, _) = check(Example(step, PLAIN, state, normal(15, I)))
+    _, (_, leaves, _) = check(WITH_KEY_AND_COUNT)
     assert [d is None for d in differentiable(leaves)] == [False, True, True]
 
 

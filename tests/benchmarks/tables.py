@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jax_bptt as jb
+from tests.interop import recipes
 
 from . import peers
 from .measure import Contender, compiled
@@ -88,23 +89,18 @@ def interop(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
     for shape in shapes:
         T, B, I, H, _ = shape
         xs, targets = _data(shape._replace(O=H))
-        for name, make in {
-            "nnx lstm": lambda: nnx.LSTMCell(I, H, rngs=nnx.Rngs(0)),  # noqa: B023
-            "nnx gru": lambda: nnx.GRUCell(I, H, rngs=nnx.Rngs(0)),  # noqa: B023
-            "equinox lstm": lambda: eqx.nn.LSTMCell(I, H, key=jax.random.key(0)),  # noqa: B023
-            "equinox gru": lambda: eqx.nn.GRUCell(I, H, key=jax.random.key(0)),  # noqa: B023
-        }.items():
-            if name.split()[1] not in cells:
+        for name, (step, params) in _cells_of_others(I, H).items():
+            kind = name.split()[1]
+            if kind not in cells:
                 continue
-            params, step = (_of_nnx if name.startswith("nnx") else _of_equinox)(make())
-            lstm, zeros = name.endswith("lstm"), jnp.zeros((B, H), jnp.float32)
-            args = params, (zeros, zeros) if lstm else zeros, xs, targets
+            zeros = jnp.zeros((B, H), jnp.float32)
+            args = params, (zeros, zeros) if kind == "lstm" else zeros, xs, targets
             batched = jax.vmap(step, in_axes=(None, 0, 0))
             contenders = [
                 compiled("ours", jb.bptt(step, jb.losses.squared_error), args, _loss_and_first),
                 compiled("jax.grad", peers.jax_grad(batched), args, _loss_and_first),
             ]
-            yield Row("interop", name, shape, contenders, 6 * T * B * (4 if lstm else 3) * H * (H + I))
+            yield Row("interop", name, shape, contenders, 6 * T * B * peers.GATES[kind] * H * (H + I))
 
 
 def chunked(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
@@ -186,19 +182,15 @@ def _data(shape: Shape) -> tuple[jax.Array, jax.Array]:
     return jax.random.normal(keys[0], (T, B, I), jnp.float32), jax.random.normal(keys[1], (T, B, O), jnp.float32)
 
 
-def _of_nnx(cell: Any) -> tuple[Any, Callable]:
-    graph, params = nnx.split(cell)
-    return params, lambda params, state, x: nnx.merge(graph, params)(state, x)
-
-
-def _of_equinox(cell: Any) -> tuple[Any, Callable]:
-    params, static = eqx.partition(cell, eqx.is_array)
-
-    def step(params, state, x):
-        state = eqx.combine(params, static)(x, state)
-        return state, state[0] if isinstance(state, tuple) else state
-
-    return params, step
+def _cells_of_others(I: int, H: int) -> dict[str, tuple[Callable, Any]]:
+    """Steps and params."""
+    rngs, key = nnx.Rngs(0), jax.random.key(0)
+    return {
+        "nnx lstm": recipes.flax_nnx(nnx.LSTMCell(I, H, rngs=rngs)),
+        "nnx gru": recipes.flax_nnx(nnx.GRUCell(I, H, rngs=rngs)),
+        "equinox lstm": recipes.equinox(eqx.nn.LSTMCell(I, H, key=key)),
+        "equinox gru": recipes.equinox(eqx.nn.GRUCell(I, H, key=key)),
+    }
 
 
 def _loss_and_first(result: Any) -> tuple[Any, Any]:

@@ -1,0 +1,1 @@
+"""Cells of Flax, Equinox and Haiku, unchanged, as steps of one example."""
