@@ -193,26 +193,16 @@ def _check_step(step: Step, params: Any, state: Any, xs: Any) -> Any:
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise TypeError(f"model: found a step that returns {_describe(returned)}, expected a pair (state, output)")
     new_state, output = returned
-    if jax.tree.structure(new_state) != jax.tree.structure(one_state):
-        raise TypeError(
-            f"model: found a step that returns a state of structure {jax.tree.structure(new_state)}, expected that of "
-            f"the state that it gets, {jax.tree.structure(one_state)}"
-        )
-    for (path, old), new in zip(
-        jax.tree_util.tree_leaves_with_path(one_state), jax.tree.leaves(new_state), strict=True
-    ):
-        if new.shape != old.shape:
-            if _takes_batch(step, params, state, xs):
-                raise ValueError(_WRITTEN_FOR_BATCH)
-            raise ValueError(
-                f"model: found a step that returns {_path('state', path)} of shape {new.shape}, expected {old.shape} "
-                "as it gets (of one example, without time and batch axes)"
-            )
-        if new.dtype != old.dtype:
-            raise TypeError(
-                f"model: found a step that returns {_path('state', path)} of dtype {new.dtype}, expected {old.dtype} "
-                "as it gets"
-            )
+
+    def subject(path: Any) -> str:
+        return f"model: found a step that returns {'a state' if path is None else _path('state', path)} of"
+
+    try:
+        _check_like(new_state, one_state, subject, "as it gets (of one example, without time and batch axes)")
+    except ValueError as error:  # of a shape
+        if _takes_batch(step, params, state, xs):
+            raise ValueError(_WRITTEN_FOR_BATCH) from error
+        raise
     return output
 
 
@@ -284,23 +274,21 @@ def _check_reset_state(reset: Any, reset_state: Any, state: Any) -> Any:
     if reset is None:
         raise ValueError("reset_state: found one, but no reset; expected booleans that say where to reset to it")
     reset_state = _arrays("reset_state", reset_state)
-    if jax.tree.structure(reset_state) != jax.tree.structure(state):
-        raise TypeError(
-            f"reset_state: found structure {jax.tree.structure(reset_state)}, expected that of the state, "
-            f"{jax.tree.structure(state)}"
-        )
-    for (path, found), leaf in zip(
-        jax.tree_util.tree_leaves_with_path(reset_state), jax.tree.leaves(state), strict=True
-    ):
-        if found.shape != leaf.shape:
-            raise ValueError(
-                f"{_path('reset_state', path)}: found shape {found.shape}, expected {leaf.shape} as in the state"
-            )
-        if found.dtype != leaf.dtype:
-            raise TypeError(
-                f"{_path('reset_state', path)}: found dtype {found.dtype}, expected {leaf.dtype} as in the state"
-            )
+    _check_like(reset_state, state, lambda path: _path("reset_state", path or ()) + ": found", "as in the state")
     return reset_state
+
+
+def _check_like(found: Any, expected: Any, subject: Callable[[Any], str], as_where: str) -> None:
+    """The same structure, shapes and dtypes. `subject` begins the message, of the leaf at a path or, None, of all."""
+    structures = jax.tree.structure(found), jax.tree.structure(expected)
+    if structures[0] != structures[1]:
+        raise TypeError(f"{subject(None)} structure {structures[0]}, expected the structure {structures[1]} {as_where}")
+    pairs = zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True)
+    for (path, leaf), like in pairs:
+        if leaf.shape != like.shape:
+            raise ValueError(f"{subject(path)} shape {leaf.shape}, expected {like.shape} {as_where}")
+        if leaf.dtype != like.dtype:
+            raise TypeError(f"{subject(path)} dtype {leaf.dtype}, expected {like.dtype} {as_where}")
 
 
 def _arrays(name: str, tree: Any) -> Any:
