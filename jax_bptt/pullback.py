@@ -67,18 +67,9 @@ def split_pullback(
     forwards, _ = trace(transition, weights, before, drive)
     groups = _divide_by(forwards.jaxpr.invars, weights, before)
     values = [*forwards.jaxpr.outvars, *groups[2], *(v for eqn in forwards.jaxpr.eqns for v in results(eqn))]
-    every_value = grouped(forwards, groups, values)
+    pullback = functools.partial(_values_and_pullback, grouped(forwards, groups, values))
 
-    def pullback(weights, before, drive, delta):
-        def after(*moving):
-            values = every_value(*map(combine, moving, (weights, before, drive)))
-            return differentiable(values[: len(before)]), values
-
-        _, pull, values = jax.vjp(after, *map(differentiable, (weights, before, drive)), has_aux=True)
-        weights_bar, delta_before, drive_bar = pull(delta)
-        return values, delta_before, (weights_bar, drive_bar)
-
-    # The bars of weights and drive are there for what they read, which is kept for `immediate`.
+    # The cotangents of weights and drive are there for what they read, which is kept for `immediate`.
     closed, (_, delta_before, _) = trace(pullback, weights, before, drive, differentiable(before))
     jaxpr, structure = closed.jaxpr, jax.tree.structure(delta_before)
     W, S, D, delta = _divide_by(jaxpr.invars, weights, before, drive)
@@ -88,15 +79,6 @@ def split_pullback(
     level = levels(jaxpr, [W, [*S, *D], delta])
     kept = _kept(jaxpr, level, [*S, *S_new], [v for i, v in enumerate(D) if costly is None or costly[i]], name)
 
-    def advance(effects: bool) -> Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]:
-        run = grouped(forwards, groups, [*forwards.jaxpr.outvars, *(values[name[v]] for v in kept)], effects)
-
-        def advanced(weights: Leaves, before: Leaves, drive: Leaves) -> tuple[Leaves, Leaves]:
-            after, kept = divide(run(weights, before, drive), len(S_new), None)
-            return after, kept
-
-        return advanced
-
     def recursion(weights, after, kept_values, before, drive, delta_values):
         known = at_first_place([W, S_new, kept, S, D], [weights, after, kept_values, before, drive])
         return _pulled(closed, known, dict(zip(delta, delta_values, strict=True)), before_bar)
@@ -104,15 +86,43 @@ def split_pullback(
     prepare, linearise, pull = _cut(
         recursion, weights, (before, [*map(shape_of, kept)], before, drive), jax.tree.leaves(differentiable(before))
     )
+    kept_forwards = [values[name[v]] for v in kept]
     return Pullback(
-        advance=advance(effects=False),
-        advance_with_effects=advance(effects=True),
+        advance=_advance(forwards, groups, kept_forwards, effects=False),
+        advance_with_effects=_advance(forwards, groups, kept_forwards, effects=True),
         prepare=prepare,
         linearise=lambda weights, before, drive, after, kept: linearise(weights, [*after, *kept, *before, *drive]),
         pull=lambda fixed, residuals, delta: jax.tree.unflatten(
             structure, pull(fixed, residuals, jax.tree.leaves(delta))
         ),
     )
+
+
+def _values_and_pullback(
+    every_value: Callable, weights: Leaves, before: Leaves, drive: Leaves, delta: Leaves
+) -> tuple[Leaves, Leaves, tuple[Leaves, Leaves]]:
+    """Every value of the transition, and the cotangents of the state before it, and of weights and drive."""
+
+    def after(*moving):
+        values = every_value(*map(combine, moving, (weights, before, drive)))
+        return differentiable(values[: len(before)]), values
+
+    _, pull, values = jax.vjp(after, *map(differentiable, (weights, before, drive)), has_aux=True)
+    weights_bar, delta_before, drive_bar = pull(delta)
+    return values, delta_before, (weights_bar, drive_bar)
+
+
+def _advance(
+    forwards: ClosedJaxpr, groups: list[list[Var]], kept: list[Any], effects: bool
+) -> Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]:
+    """The transition, which returns the values kept, too."""
+    run = grouped(forwards, groups, [*forwards.jaxpr.outvars, *kept], effects)
+
+    def advance(weights: Leaves, before: Leaves, drive: Leaves) -> tuple[Leaves, Leaves]:
+        after, kept = divide(run(weights, before, drive), len(before), None)
+        return after, kept
+
+    return advance
 
 
 def immediate(

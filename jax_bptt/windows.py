@@ -50,7 +50,7 @@ class PerWindow(NamedTuple):
 def default_size(steps: int, batch: int, save: str) -> int:
     """The number of steps in a window, where the user leaves it to us.
 
-    Where the states are saved, about 1024 rows, which is enough for an efficient matrix product, but 16 to 64 steps and
+    Where every state is saved, about 1024 rows, which is enough for an efficient matrix product, but 16 to 64 steps and
     no more than a quarter of the sequence, so that what is computed about a window stays small beside what is saved of
     the sequence. (Measured with windows of 4 to 128 on two CPU cores, elman and gru, B from 1 to 128, H from 64 to 256:
     within a tenth of the fastest size as a rule, where 64 steps at B = 128 take twice the memory.) Near √T where only
