@@ -78,7 +78,9 @@ def unroll(
     size = k1 or window or default_size(call.steps, call.batch, kept)
     windows = Windows(call.steps, size if k1 else min(call.steps, size))
 
-    # What the step closes over becomes an argument, so that a gradient with respect to it is possible.
+    # What the step closes over becomes an argument, so that a gradient with respect to it is possible. The passes close
+    # over sizes alone: to close over arguments would keep tracers alive.
+    sizes = call._replace(params=None, state=None, xs=None, reset=None, reset_state=None)
     pure, constants = jax.closure_convert(step, call.params, example(call.state, 1), example(call.xs, 2))
 
     def pure_step(params: Any, state: Any, x: Any) -> tuple[Any, Any]:
@@ -89,10 +91,10 @@ def unroll(
         return forwards(params, state, xs, reset, reset_state)[0]
 
     def forwards(params, state, xs, reset, reset_state):
-        of = call._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
+        of = sizes._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
         of_call = problem.problem(pure_step, of, (), 0)
         end, _, stored, outputs = forward(of_call.recurrence, of_call.state, of_call.xs, windows, kept, outputs=True)
-        return (problem.state_of(call, end), join(outputs)), (
+        return (problem.state_of(of, end), join(outputs)), (
             params,
             state,
             xs,
@@ -104,7 +106,7 @@ def unroll(
 
     def backwards(residuals, cotangents):
         params, state, xs, reset, reset_state, end, stored = residuals
-        of = call._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
+        of = sizes._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
         of_call = problem.problem(pure_step, of, (0, 2), 0)
         state_bar, outputs_bar = (_present(tree) for tree in cotangents)
         delta = combine(state_bar + [None] * of_call.constants, problem.zero_delta(end))
@@ -124,8 +126,8 @@ def unroll(
             )
             xs_bar = join(xs_bar)
         else:
-            grid = Grid(call.steps, k1, k2, "newest")
-            lanes = min(grid.blocks, parallel or default_lanes(grid, call.batch))
+            grid = Grid(sizes.steps, k1, k2, "newest")
+            lanes = min(grid.blocks, parallel or default_lanes(grid, sizes.batch))
             _, weights_bar, start, xs_bar = reverse_truncated(
                 of_call.recurrence,
                 end,
