@@ -12,13 +12,24 @@ rows of it, inside the library. Arrays have time first, then batch. Suffixes for
 The way of the data: `checks` reads a call; `split` cuts the step by what it depends on, `problem` makes flat leaves of
 everything; `windows` cuts time; `forward` computes the states; `reverse` holds the gradient of a window, and runs over
 windows for exact BPTT, as `laps` does for truncated; `bptt`, `truncated` and `unroll` say what is computed. `reference`
-has the same by `jax.grad`.
+has the same by `jax.grad`; `training` makes updates of them, `batching` what they are fed with.
 """
 
-from jax_bptt import cells, losses, reference
+from jax_bptt import batching, cells, losses, reference, training
 from jax_bptt.bptt import bptt, state_gradients
 from jax_bptt.model import Cell
 from jax_bptt.truncated import truncated_bptt
 from jax_bptt.unroll import unroll
 
-__all__ = ["Cell", "bptt", "cells", "losses", "reference", "state_gradients", "truncated_bptt", "unroll"]
+__all__ = [
+    "Cell",
+    "batching",
+    "bptt",
+    "cells",
+    "losses",
+    "reference",
+    "state_gradients",
+    "training",
+    "truncated_bptt",
+    "unroll",
+]

@@ -97,7 +97,7 @@ def bptt(
     ) -> tuple[tuple[jax.Array, Any], Any]:
         call = check_call(step, loss, chosen, params, state, xs, targets, mask, reset, reset_state, burn_in)
         of_call = problem.problem(step, call, chosen, burn_in)
-        loss_value, end, weights_bar, start, xs_bar = _backpropagate(
+        loss_value, end, weights_bar, start, xs_bar = backpropagate(
             of_call, loss, call, reduction, window, save, lambda window: window.xs
         )
         grads = problem.gradients(of_call, call, argnums, weights_bar, start, xs_bar)
@@ -152,7 +152,7 @@ def state_gradients(
     ) -> Any:
         call = check_call(step, loss, (), params, state, xs, targets, mask, reset, reset_state, burn_in)
         of_call = problem.problem(step, call, (), burn_in)
-        _, _, _, start, after = _backpropagate(
+        _, _, _, start, after = backpropagate(
             of_call, loss, call, reduction, window, save, lambda window: window.deltas
         )
         if burn_in:
@@ -166,7 +166,7 @@ def state_gradients(
     return deltas
 
 
-def _backpropagate(
+def backpropagate(
     of_call: problem.Problem,
     loss: Loss,
     call: Call,
@@ -174,12 +174,21 @@ def _backpropagate(
     window: int | None,
     save: str | None,
     emit: Callable[[WindowGradient], Leaves],
+    mark: int | None = None,
 ) -> tuple[jax.Array, Leaves, Leaves, Leaves, Leaves]:
-    """Loss, last state, gradients of weights and first state, and what `emit` picks of each window, `[T, B, …]`."""
+    """Forward and reverse pass over the steps after the burn-in.
+
+    Args:
+        emit: picks from a window's gradient what is returned of every window.
+        mark: after how many steps the state is to be told; all of them where None.
+
+    Returns:
+        Loss, that state, gradients of weights and first state, and what was picked, `[T, B, …]`.
+    """
     save = save or DEFAULT_SAVE
     size = window or default_size(of_call.steps, of_call.batch, save)
     windows = Windows(of_call.steps, min(of_call.steps, size))
-    end, _, stored, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, save)
+    end, marked, stored, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, save, mark=mark)
     (value, weights_bar, start), emitted = reverse(
         of_call.recurrence,
         end,
@@ -192,4 +201,4 @@ def _backpropagate(
         of_call.wanted,
         emit,
     )
-    return value.astype(call.loss_dtype), end, weights_bar, start, join(emitted)
+    return value.astype(call.loss_dtype), marked, weights_bar, start, join(emitted)

@@ -51,7 +51,7 @@ def check_count(name: str, found: Any, at_least: int = 1) -> int:
     try:
         count = operator.index(found)
     except TypeError as error:
-        raise TypeError(f"{name}: found {_describe(found)}, expected {expected}") from error
+        raise TypeError(f"{name}: found {describe(found)}, expected {expected}") from error
     if isinstance(found, bool):
         raise TypeError(f"{name}: found {found}, expected {expected}")
     if count < at_least:
@@ -62,7 +62,7 @@ def check_count(name: str, found: Any, at_least: int = 1) -> int:
 def check_options(loss: Any, reduction: Any, burn_in: Any, save: Any = None) -> None:
     """The options that all gradient functions share, and the loss."""
     if not callable(loss):
-        raise TypeError(f"loss: found {_describe(loss)}, expected a function loss(output, target) -> scalar")
+        raise TypeError(f"loss: found {describe(loss)}, expected a function loss(output, target) -> scalar")
     check_choice("reduction", reduction, REDUCTIONS)
     check_count("burn_in", burn_in, at_least=0)
     if save is not None:
@@ -114,7 +114,7 @@ def check_call(
         ValueError: for a wrong shape.
     """
     params, state, xs, targets = (
-        _arrays(name, tree) for name, tree in zip((*ARGUMENTS, "targets"), (params, state, xs, targets), strict=True)
+        arrays(name, tree) for name, tree in zip((*ARGUMENTS, "targets"), (params, state, xs, targets), strict=True)
     )
     steps, batch = _check_axes(state, xs, targets)
     for n in argnums:
@@ -191,14 +191,14 @@ def _check_step(step: Step, params: Any, state: Any, xs: Any) -> Any:
         error.add_note(f"This was raised by step(params, state, x) of one example, {_shapes(one_state, one_x)}.")
         raise
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise TypeError(f"model: found a step that returns {_describe(returned)}, expected a pair (state, output)")
+        raise TypeError(f"model: found a step that returns {describe(returned)}, expected a pair (state, output)")
     new_state, output = returned
 
     def subject(path: Any) -> str:
         return f"model: found a step that returns {'a state' if path is None else _path('state', path)} of"
 
     try:
-        _check_like(new_state, one_state, subject, "as it gets (of one example, without time and batch axes)")
+        check_like(new_state, one_state, subject, "as it gets (of one example, without time and batch axes)")
     except ValueError as error:  # of a shape
         if _takes_batch(step, params, state, xs):
             raise ValueError(_WRITTEN_FOR_BATCH) from error
@@ -238,7 +238,7 @@ def _check_loss_value(loss: Loss, output: Any, target: Any) -> Any:
         raise
     if not isinstance(value, jax.ShapeDtypeStruct) or value.shape != ():
         raise ValueError(
-            f"loss: found a function that returns {_describe(value)}, expected a scalar for one step of one example"
+            f"loss: found a function that returns {describe(value)}, expected a scalar for one step of one example"
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"loss: found a function that returns dtype {value.dtype}, expected a real floating-point one")
@@ -251,9 +251,9 @@ def _check_per_step(
     """An array of `[T]` or `[T, B]`, as `[T, B]`."""
     if found is None:
         return None
-    found = _arrays(name, found)
+    found = arrays(name, found)
     if not isinstance(found, jax.Array):
-        raise TypeError(f"{name}: found {_describe(found)}, expected an array of [T] or [T, B]")
+        raise TypeError(f"{name}: found {describe(found)}, expected an array of [T] or [T, B]")
     if not accept(found.dtype):
         raise TypeError(f"{name}: found dtype {found.dtype}, expected {expected}")
     if found.shape not in ((steps,), (steps, batch)):
@@ -273,12 +273,12 @@ def _check_reset_state(reset: Any, reset_state: Any, state: Any) -> Any:
         return None
     if reset is None:
         raise ValueError("reset_state: found one, but no reset; expected booleans that say where to reset to it")
-    reset_state = _arrays("reset_state", reset_state)
-    _check_like(reset_state, state, lambda path: _path("reset_state", path or ()) + ": found", "as in the state")
+    reset_state = arrays("reset_state", reset_state)
+    check_like(reset_state, state, lambda path: _path("reset_state", path or ()) + ": found", "as in the state")
     return reset_state
 
 
-def _check_like(found: Any, expected: Any, subject: Callable[[Any], str], as_where: str) -> None:
+def check_like(found: Any, expected: Any, subject: Callable[[Any], str], as_where: str) -> None:
     """The same structure, shapes and dtypes. `subject` begins the message, of the leaf at a path or, None, of all."""
     structures = jax.tree.structure(found), jax.tree.structure(expected)
     if structures[0] != structures[1]:
@@ -291,14 +291,16 @@ def _check_like(found: Any, expected: Any, subject: Callable[[Any], str], as_whe
             raise TypeError(f"{subject(path)} dtype {leaf.dtype}, expected {like.dtype} {as_where}")
 
 
-def _arrays(name: str, tree: Any) -> Any:
+def arrays(name: str, tree: Any) -> Any:
+    """The tree with JAX arrays for its leaves."""
+
     def array(path, leaf):
         try:
             if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
                 return jnp.asarray(leaf)
         except TypeError:  # a NumPy array of objects
             pass
-        raise TypeError(f"{_path(name, path)}: found {_describe(leaf)}, expected an array")
+        raise TypeError(f"{_path(name, path)}: found {describe(leaf)}, expected an array")
 
     return jax.tree_util.tree_map_with_path(array, tree)
 
@@ -312,9 +314,11 @@ def _shapes(first: Any, second: Any) -> str:
     return f"called with {text[0]} and {text[1]}"
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """What was found, for a message."""
     if inspect.isfunction(value):
         return f"the function {value.__name__}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
-    return f"{value!r} of type {type(value).__name__}"
+    text = repr(value)
+    return f"{text if len(text) < 80 else 'a value'} of type {type(value).__name__}"

@@ -31,14 +31,20 @@ class Problem(NamedTuple):
     steps: int
     batch: int
     burn_in: int
+    marked: Leaves | None
+    """The state after the marked number of steps, if the burn-in has so many."""
     constants: int
     """How many leaves at the end of the state are constants: those of the state to reset to."""
     pull_weights: Callable[[Leaves], Any]
     """From cotangents of the wanted weights to the gradient of the params."""
 
 
-def problem(step: Step, call: Call, argnums: Sequence[int], burn_in: int) -> Problem:
-    """Split the step, prepare the weights and do the burn-in."""
+def problem(step: Step, call: Call, argnums: Sequence[int], burn_in: int, mark: int | None = None) -> Problem:
+    """Split the step, prepare the weights and do the burn-in.
+
+    Args:
+        mark: after how many steps of the burn-in the state is to be told.
+    """
     state, xs = call.state, call.xs
     if call.reset is not None:
         step = with_reset(step, call.reset_state is not None)
@@ -59,9 +65,12 @@ def problem(step: Step, call: Call, argnums: Sequence[int], burn_in: int) -> Pro
 
     state, xs = jax.tree.leaves(state), jax.tree.leaves(xs)
     of_step = recurrence(parts, weights, state, xs)
+    marked = None
     if burn_in:
         windows = Windows(burn_in, default_size(burn_in, call.batch, "states"))
-        state = forward(of_step, state, [x[:burn_in] for x in xs], windows, "boundaries").end
+        mark = mark if mark is not None and mark <= burn_in else None
+        state, at_mark, *_ = forward(of_step, state, [x[:burn_in] for x in xs], windows, "boundaries", mark=mark)
+        marked = None if mark is None else at_mark
         xs = [x[burn_in:] for x in xs]
     return Problem(
         of_step,
@@ -73,6 +82,7 @@ def problem(step: Step, call: Call, argnums: Sequence[int], burn_in: int) -> Pro
         call.steps - burn_in,
         call.batch,
         burn_in,
+        marked,
         len(jax.tree.leaves(call.reset_state)),
         pull_weights,
     )
