@@ -1,30 +1,42 @@
 """The command: train a character-level language model with BPTT on real text, and report how good it became.
 
 text → check of the gradient on this model and text → training → held-out bits per character, sample, picture
+
+`digits` as the first argument is another task, told in the module of that name.
 """
 
 import argparse
-import importlib.metadata
+import hashlib
 import itertools
+import json
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jax_bptt as jb
-from jax_bptt import text
-from jax_bptt.characters import LOSS, Gradient, Task, credit, distance, held_out_bits, language_model, sample, train
+from jax_bptt import digits, text
+from jax_bptt.arguments import CELLS, optimizer, text_arguments
+from jax_bptt.characters import (
+    LOSS,
+    Gradient,
+    Task,
+    Training,
+    credit,
+    distance,
+    held_out_bits,
+    language_model,
+    sample,
+    train,
+)
 from jax_bptt.compare import compare
-
-DEFAULT_K1 = 32
-CELLS = {"elman": jb.cells.elman, "gru": jb.cells.gru, "lstm": jb.cells.lstm}
+from jax_bptt.training import TrainState, Update
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,29 +49,68 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 where an extra is not installed, 130 where it was interrupted before it had learnt
         anything. Wrong arguments exit with 2.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv, argparse.Namespace(text=None, k1=None, k2=None, exact=False))
+    argv = sys.argv[1:] if argv is None else list(argv)
     try:
         from jax_bptt import plots, terminal
+
+        is_digits = argv[:1] == ["digits"]
+        run = digits.prepare(argv[1:], terminal, plots) if is_digits else _prepare(argv, terminal, plots)
     except ImportError as error:
-        print(f"jax-bptt: {error}; the command needs pip install 'jax_bptt[cli]'", file=sys.stderr)
+        extra = "checkpoint" if (error.name or "").startswith("orbax") else "cli"
+        print(f"jax-bptt: {error}; the command needs pip install 'jax_bptt[{extra}]'", file=sys.stderr)
         return 1
-    task = _prepare(parser, arguments, plots.file_types())
     try:
-        _run(task, arguments, terminal, plots)
+        run()
     except KeyboardInterrupt:
         print("\njax-bptt: interrupted", file=sys.stderr)
         return 130
     return 0
 
 
-def _run(task: Task, arguments: argparse.Namespace, terminal: Any, plots: Any) -> None:
+def _prepare(argv: Sequence[str], terminal: Any, plots: Any) -> Callable[[], None]:
+    """What runs once the arguments make sense; where they do not, exits with what is wrong, and writes nothing."""
+    arguments, refuse = text_arguments(argv, plots.file_types())
+    task = _task(arguments, refuse)
+    update, begin = _update(task, arguments)
+    settings = _settings(task, arguments)
+    found = None
+    if arguments.checkpoint is not None:
+        from jax_bptt import checkpoint
+
+        try:
+            found = checkpoint.restore(arguments.checkpoint, settings, (begin, np.zeros(arguments.steps)))
+        except ValueError as error:
+            refuse(f"--checkpoint: {error}")
+        if found is None and arguments.resume:
+            refuse(f"--resume: found no checkpoint in {arguments.checkpoint}, expected one to go on from")
+    training = Training(begin, np.zeros(0))
+    if found is not None:
+        training = Training(jax.tree.map(jnp.asarray, found[1][0]), np.asarray(found[1][1])[: found[0]])
+    return lambda: _run(task, arguments, update, begin, training, settings, terminal, plots)
+
+
+def _settings(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the parameters at the end depend on."""
+    names = ("chunk", "batch", "cell", "hidden", "layers", "embedding", "k1", "k2", "exact", "online")
+    more = ("steps", "optimizer", "lr", "clip", "seed")
+    of_text = hashlib.sha256(task.corpus.train.tobytes()).hexdigest()[:16]
+    return {"text": of_text} | {name: getattr(arguments, name) for name in names + more}
+
+
+def _run(
+    task: Task,
+    arguments: argparse.Namespace,
+    update: Update,
+    begin: TrainState,
+    training: Training,
+    settings: Mapping[str, Any],
+    terminal: Any,
+    plots: Any,
+) -> None:
     out = terminal.console()
     started = time.perf_counter()
-    key_init, key_sample = jax.random.split(jax.random.key(arguments.seed))
-    params = task.model.init(key_init)
     chunks, chunk, batch = task.inputs.shape
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    size = sum(leaf.size for leaf in jax.tree.leaves(begin.params))
     name = arguments.text or "the Python language reference"
     out.print(
         f"text:  {name}, {len(task.corpus.train):,} characters to train on, {len(task.corpus.held_out):,} held out, "
@@ -69,30 +120,51 @@ def _run(task: Task, arguments: argparse.Namespace, terminal: Any, plots: Any) -
         f"model: {arguments.cell}, {arguments.layers} x {arguments.hidden} units, {size:,} parameters; "
         f"chunks of {chunk} steps, {batch} streams, {chunks} chunks a pass\n"
     )
-    _check_gradient(task, arguments, params, out, terminal)
+    before = len(training.bits)
+    if before:
+        out.print(f"going on from step {before} of {arguments.steps}, saved in {arguments.checkpoint}\n")
+    else:
+        _check_gradient(task, arguments, begin.params, out, terminal)
 
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, arguments.lr, arguments.steps // 20, arguments.steps, arguments.lr / 50
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(arguments.clip), optax.adam(schedule))
-    with terminal.progress(out, arguments.steps) as advance, terminal.interruptible() as interrupted:
-        gradient, _ = _gradients(task, arguments)
-        training = train(task, gradient, params, optimizer, arguments.steps, advance, interrupted)
+    with (
+        terminal.progress(out, arguments.steps, terminal.CHARACTERS, before) as advance,
+        terminal.interruptible() as interrupted,
+        _saver(arguments, settings) as save,
+        _log(arguments.log, before) as log,
+    ):
+
+        def after(training: Training, gradient_norm: float) -> None:
+            steps = len(training.bits)
+            advance(steps, float(training.bits[-20:].mean()), (steps - before) * chunk * batch)
+            log(steps, training.bits[-1], gradient_norm)
+            if steps % arguments.every == 0 or steps == arguments.steps or interrupted():
+                save(training)
+
+        training = train(task, update, begin, training, arguments.steps, after, interrupted)
     if len(training.bits) < arguments.steps:
         out.print(f"interrupted after {len(training.bits)} of {arguments.steps} steps: this is what was learnt so far")
+    _report(task, arguments, begin.params, training, out, terminal, plots)
+    out.print(f"\npicture: {arguments.out}\n{time.perf_counter() - started:.0f} s in all")
 
+
+def _report(
+    task: Task, arguments: argparse.Namespace, untrained: Any, training: Training, out: Any, terminal: Any, plots: Any
+) -> None:
+    """Print the table and a sample, and draw the picture."""
+    chunk, batch = task.inputs.shape[1:]
+    params = training.state.params
     counted = {
         "unigram": text.unigram_bits(task.corpus),
         "bigram": text.bigram_bits(task.corpus),
         "interpolated trigram": text.trigram_bits(task.corpus),
     }
-    learnt = held_out_bits(task.model, training.params, task.corpus.held_out)
+    learnt = held_out_bits(task.model, params, task.corpus.held_out)
     rows = [(name, f"{bits:.3f}") for name, bits in [*counted.items(), (f"this {arguments.cell}", learnt)]]
     out.print()
     terminal.print_table(out, "Held-out text", ("model", "bits per character"), rows)
     if arguments.sample:
-        prompt = jnp.asarray(task.corpus.held_out[: min(chunk, len(task.corpus.held_out))])
-        drawn = sample(task.model, training.params, key_sample, prompt, arguments.sample, arguments.temperature)
+        key, prompt = _keys(arguments)[1], task.corpus.held_out[: min(chunk, len(task.corpus.held_out))]
+        drawn = sample(task.model, params, key, jnp.asarray(prompt), arguments.sample, arguments.temperature)
         out.print(f"\nSample at temperature {arguments.temperature:g}:\n")
         out.print(terminal.printable(text.decode(task.corpus.vocabulary, np.asarray(drawn).tolist())))
     plots.report(
@@ -101,9 +173,74 @@ def _run(task: Task, arguments: argparse.Namespace, terminal: Any, plots: Any) -
         training.bits,
         learnt,
         counted,
-        {"before training": credit(task, params), "after training": credit(task, training.params)},
+        {"before training": credit(task, untrained), "after training": credit(task, params)},
     )
-    out.print(f"\npicture: {arguments.out}\n{time.perf_counter() - started:.0f} s in all")
+
+
+def _keys(arguments: argparse.Namespace) -> tuple[jax.Array, jax.Array]:
+    """For the initial params and for the sample."""
+    key_init, key_sample = jax.random.split(jax.random.key(arguments.seed))
+    return key_init, key_sample
+
+
+def _update(task: Task, arguments: argparse.Namespace) -> tuple[Update, TrainState]:
+    """The update that is trained with, and where training begins."""
+    chunk, batch = task.inputs.shape[1:]
+    per_chunk = chunk // arguments.k1 if arguments.online else 1
+    chosen = optimizer(arguments, arguments.steps * per_chunk)
+    params, carry = task.model.init(_keys(arguments)[0]), task.model.initial_state(batch)
+    if not arguments.online:
+        return jb.training.train_step(_gradients(task, arguments)[0], chosen), jb.training.init(params, chosen, carry)
+    k = {"k1": arguments.k1, "k2": arguments.k2}
+    update = jb.training.train_online(task.model, LOSS, chosen, **k, reduction="mean")
+    return update, jb.training.init(params, chosen, carry, xs=task.inputs[0], targets=task.targets[0], **k)
+
+
+@contextmanager
+def _saver(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> Iterator[Callable[[Training], None]]:
+    """Saves how far training came, if that was asked for."""
+    if arguments.checkpoint is None:
+        yield lambda training: None
+        return
+    from jax_bptt import checkpoint
+
+    with checkpoint.saver(arguments.checkpoint, settings) as save:
+
+        def saved(training: Training) -> None:
+            steps = len(training.bits)
+            save(steps, (training.state, np.pad(training.bits, (0, arguments.steps - steps))))
+
+        yield saved
+
+
+@contextmanager
+def _log(path: str | None, before: int) -> Iterator[Callable[[int, float, float], None]]:
+    """Writes a line of JSON for each chunk, if that was asked for; those after the checkpoint gone on from go first."""
+    if path is None:
+        yield lambda step, bits, gradient_norm: None
+        return
+    file, started, kept = Path(path), time.perf_counter(), []
+    if before and file.exists():
+        kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= before]
+    offset = json.loads(kept[-1])["seconds"] if kept else 0.0
+    with file.open("w", encoding="utf-8") as lines:
+        lines.writelines(f"{line}\n" for line in kept)
+
+        def log(step: int, bits: float, gradient_norm: float) -> None:
+            seconds = offset + time.perf_counter() - started
+            record = {"step": step, "bits_per_character": bits, "gradient_norm": gradient_norm, "seconds": seconds}
+            lines.write(json.dumps(record) + "\n")
+            lines.flush()
+
+        yield log
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the log; infinite for one that a killed process left unfinished."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def _gradients(task: Task, arguments: argparse.Namespace) -> tuple[Gradient, Gradient]:
@@ -148,43 +285,26 @@ def _check_gradient(task: Task, arguments: argparse.Namespace, params: Any, out:
     out.print()
 
 
-def _prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace, file_types: Sequence[str]) -> Task:
-    """Read the text and make the model, or exit with what is wrong."""
-    out = Path(arguments.out)
-    if out.suffix.lower().lstrip(".") not in file_types:
-        parser.error(f"--out: found {out}, expected a name that ends in one of .{', .'.join(file_types)}")
-    if out.is_dir():
-        parser.error(f"--out: found the directory {out}, expected a file name")
-    if not out.parent.is_dir():
-        parser.error(f"--out: found no directory {out.parent} to write in")
-    if arguments.exact and (arguments.k1 or arguments.k2):
-        parser.error("--exact: found with --k1 or --k2, expected one or the other")
-    arguments.k1 = arguments.k1 or min(DEFAULT_K1, arguments.k2 or DEFAULT_K1)
-    arguments.k2 = arguments.k2 or arguments.k1
-    if arguments.k2 < arguments.k1:
-        parser.error(f"--k2: found {arguments.k2}, expected at least --k1, which is {arguments.k1}")
-    try:  # in a way that leaves nothing behind
-        if out.exists():
-            out.open("ab").close()
-        else:
-            tempfile.TemporaryFile(dir=out.parent).close()
-    except OSError as error:
-        parser.error(f"--out: found {out}, which cannot be written: {error.strerror}")
+def _task(arguments: argparse.Namespace, refuse: Callable[[str], Any]) -> Task:
+    """Read the text and make the model."""
     try:
         whole = text.python_reference() if arguments.text is None else text.read(arguments.text)
     except OSError as error:
-        parser.error(f"--text: cannot read {arguments.text}: {error.strerror}")
+        refuse(f"--text: cannot read {arguments.text}: {error.strerror}")
+        raise
     except ValueError as error:
-        parser.error(f"--text: {error}")
+        refuse(f"--text: {error}")
+        raise
     if not whole:
-        parser.error(f"--text: found {arguments.text} empty, expected some text")
+        refuse(f"--text: found {arguments.text} empty, expected some text")
     corpus = text.corpus(whole)
     try:
         inputs, targets = text.chunks(corpus.train, arguments.chunk, arguments.batch)
     except ValueError as error:
-        parser.error(f"--{error}; a smaller --chunk or --batch needs less")
+        refuse(f"--{error}; a smaller --chunk or --batch needs less")
+        raise
     if len(corpus.held_out) < 3:
-        parser.error(f"--text: found {len(corpus.held_out)} characters to hold out, a tenth of it, expected at least 3")
+        refuse(f"--text: found {len(corpus.held_out)} characters to hold out, a tenth of it, expected at least 3")
     sizes = [arguments.embedding, *[arguments.hidden] * arguments.layers]
     outputs = [None] * (arguments.layers - 1) + [len(corpus.vocabulary)]
     layers = [
@@ -193,90 +313,6 @@ def _prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace, fil
     ]
     cell = layers[0] if len(layers) == 1 else jb.cells.stack(layers)
     return Task(corpus, inputs, targets, language_model(cell, len(corpus.vocabulary), arguments.embedding))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="jax-bptt",
-        description="Train a character-level language model with backpropagation through time, on real text, and "
-        "report how good it became. First the gradient is checked against jax.grad on this very model and text. "
-        "Ctrl-C ends the training early and reports what was learnt so far.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    version = importlib.metadata.version("jax_bptt")
-    parser.add_argument("--version", action="version", version=f"jax_bptt {version}, jax {jax.__version__}")
-    data = parser.add_argument_group("text")
-    data.add_argument(
-        "--text",
-        metavar="FILE",
-        help="UTF-8 text to learn, the last tenth of which is held out (default: the language reference that ships "
-        "with Python)",
-        default=argparse.SUPPRESS,
-    )
-    data.add_argument("--chunk", type=_count, default=64, metavar="N", help="steps of a chunk, an update each")
-    data.add_argument("--batch", type=_count, default=32, metavar="N", help="streams read side by side")
-    model = parser.add_argument_group("model")
-    model.add_argument("--cell", choices=CELLS, default="gru", help="kind of recurrent cell")
-    model.add_argument("--hidden", type=_count, default=192, metavar="N", help="units of a layer")
-    model.add_argument("--layers", type=_count, default=1, metavar="N", help="layers of cells")
-    model.add_argument("--embedding", type=_count, default=32, metavar="N", help="size of a character's embedding")
-    truncation = parser.add_argument_group("truncation")
-    truncation.add_argument(
-        "--k1",
-        type=_count,
-        metavar="N",
-        help=f"steps from one window's end to the next (default: {DEFAULT_K1}, or --k2 if that is less)",
-        default=argparse.SUPPRESS,
-    )
-    truncation.add_argument(
-        "--k2",
-        type=_count,
-        metavar="N",
-        help="steps that a window's losses travel back at most, at least --k1 (default: --k1)",
-        default=argparse.SUPPRESS,
-    )
-    truncation.add_argument(
-        "--exact",
-        action="store_true",
-        help="no truncation inside a chunk: all credit travels back to its beginning (default: truncated)",
-        default=argparse.SUPPRESS,
-    )
-    training = parser.add_argument_group("training")
-    training.add_argument("--steps", type=_count, default=1800, metavar="N", help="updates, one per chunk")
-    training.add_argument(
-        "--lr", type=_positive, default=6e-3, metavar="RATE", help="peak learning rate of Adam, with cosine decay"
-    )
-    training.add_argument(
-        "--clip", type=_positive, default=1.0, metavar="NORM", help="largest global norm of a gradient"
-    )
-    training.add_argument("--seed", type=int, default=0, metavar="N", help="of the initial parameters and the sample")
-    report = parser.add_argument_group("report")
-    report.add_argument(
-        "--sample", type=_count_or_zero, default=400, metavar="N", help="characters of sample, 0 for none"
-    )
-    report.add_argument(
-        "--temperature", type=_positive, default=0.7, metavar="X", help="of the sample: below 1 is more cautious"
-    )
-    report.add_argument("--out", default="jax_bptt_report.png", metavar="FILE", help="where the picture goes")
-    return parser
-
-
-def _number(convert: Callable[[str], Any], accept: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
-    def parse(found: str) -> Any:
-        try:
-            value = convert(found)
-        except ValueError:
-            value = None
-        if value is None or not accept(value):
-            raise argparse.ArgumentTypeError(f"found {found}, expected {expected}")
-        return value
-
-    return parse
-
-
-_count = _number(int, lambda n: n >= 1, "a whole number of at least 1")
-_count_or_zero = _number(int, lambda n: n >= 0, "a whole number of at least 0")
-_positive = _number(float, lambda x: 0 < x < float("inf"), "a positive number")
 
 
 if __name__ == "__main__":

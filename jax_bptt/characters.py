@@ -7,10 +7,10 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jax_bptt as jb
 from jax_bptt import text
+from jax_bptt.training import TrainState, Update
 
 LOSS = jb.losses.softmax_cross_entropy
 
@@ -28,73 +28,53 @@ class Task(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What came of training."""
+    """How far training came."""
 
-    params: Any
-    bits: list[float]
-    """Bits per character of the chunk of each update."""
+    state: TrainState
+    bits: np.ndarray
+    """Bits per character of each chunk that was trained on, `[number of chunks]`."""
 
 
 def train(
     task: Task,
-    gradient: Gradient,
-    params: Any,
-    optimizer: optax.GradientTransformation,
+    update: Update,
+    begin: TrainState,
+    training: Training,
     steps: int,
-    advance: Callable[[int, float, int], None],
+    after: Callable[[Training, float], None],
     interrupted: Callable[[], bool],
 ) -> Training:
-    """Make `steps` updates, one per chunk, the state carried from chunk to chunk and begun anew with the text.
+    """Train until `steps` chunks were read, the state carried from chunk to chunk and begun anew with the text.
 
     Args:
         task: what is trained on what.
-        gradient: of the mean loss of a chunk.
-        params: where it begins.
-        optimizer: of optax.
-        steps: how many updates.
-        advance: is told after each update how many there were, recent bits per character, and characters read.
-        interrupted: ends the training where it tells that it was; at least one update is made.
+        update: of `jb.training`, with the mean loss of a chunk or its windows.
+        begin: its carry is that at the beginning of the text.
+        training: how far training came before.
+        steps: how many chunks in all.
+        after: is told after each chunk how far training came, and the norm of the gradient.
+        interrupted: ends the training where it tells that it was; at least one chunk is read.
     """
-
-    @jax.jit
-    def update(params, opt_state, state, inputs, targets):
-        (loss, state), grads = gradient(params, state, inputs, targets)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, state, loss / jnp.log(2)
-
-    chunks, chunk, batch = task.inputs.shape
-    start = state = task.model.initial_state(batch)
-    opt_state = optimizer.init(params)
-    bits: list[float] = []
-    recent = 0.0
-    for i in range(steps):
-        if i % chunks == 0:
-            state = start
-        params, opt_state, state, loss = update(
-            params, opt_state, state, task.inputs[i % chunks], task.targets[i % chunks]
-        )
-        bits.append(float(loss))
-        recent += (bits[-1] - recent) / min(len(bits), 20)
-        advance(i + 1, recent, (i + 1) * chunk * batch)
+    jitted, chunks = jax.jit(update), len(task.inputs)
+    while len(training.bits) < steps:
+        state, chunk = training.state, len(training.bits) % chunks
+        if chunk == 0:
+            state = state._replace(carry=begin.carry)
+        state, metrics = jitted(state, task.inputs[chunk], task.targets[chunk])
+        bits = float(np.mean(metrics.loss)) / np.log(2)
+        training = Training(state, np.append(training.bits, bits))
+        after(training, float(np.mean(metrics.gradient_norm)))
         if interrupted():
             break
-    return Training(params, bits)
+    return training
 
 
 def held_out_bits(model: jb.Cell, params: Any, ids: np.ndarray) -> float:
     """Bits per character of one long text, read from its beginning; from the third character on, as for a trigram."""
-
-    @jax.jit
-    def loss(params, inputs, targets):
-        def read(state, tokens):
-            token, next_token = tokens
-            state, logits = model.step(params, state, token)
-            return state, LOSS(logits, next_token)
-
-        start = jax.tree.map(lambda leaf: leaf[0], model.initial_state(1))
-        return jax.lax.scan(read, start, (inputs, targets))[1][1:].mean()
-
-    return float(loss(params, ids[:-1], ids[1:]) / np.log(2))
+    evaluate = jax.jit(jb.training.evaluate(model, LOSS))
+    mask = np.arange(len(ids) - 1) > 0
+    loss, _ = evaluate(params, model.initial_state(1), ids[:-1, None], ids[1:, None], mask)
+    return float(loss / np.log(2))
 
 
 def credit(task: Task, params: Any) -> np.ndarray:

@@ -51,6 +51,33 @@ def training_curve(
     return figure
 
 
+def accuracies(accuracy: Mapping[str, Sequence[float]], *, ax: Axes | None = None) -> Figure:
+    """The share told right, after each epoch.
+
+    Args:
+        accuracy: by name, the share after each epoch, `[N]`, from 0 to 1.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The figure.
+    """
+    figure, ax = _axes(ax)
+    for i, (name, shares) in enumerate(accuracy.items()):
+        label = f"{name}: {100 * shares[-1]:.1f} %"
+        style = "-" if i < len(COLORS) else "--"
+        ax.plot(
+            np.arange(1, len(shares) + 1),
+            100 * np.asarray(shares),
+            style,
+            color=COLORS[i % len(COLORS)],
+            linewidth=1.8,
+            label=label,
+        )
+    ax.set(xlabel="epoch", ylabel="test images told right (%)", title="Accuracy by gradient", ylim=(0, 100))
+    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    return figure
+
+
 def gradient_norms(norms: Mapping[str, Sequence[float]], *, ax: Axes | None = None) -> Figure:
     """‖∂L/∂h_t‖ over the steps of a chunk.
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -19,7 +20,18 @@ from rich.text import Text
 PLAIN_LINES = 10
 
 Advance = Callable[[int, float, int], None]
-"""`advance(step, bits, characters)`: the number of updates made, recent bits per character, characters read so far."""
+"""`advance(step, figure, read)`: the number of steps made, the recent figure, how much was read in this run."""
+
+
+class Told(NamedTuple):
+    """What the progress tells: a figure, and of what so much is read a second; each in words, and short."""
+
+    figure: tuple[str, str]
+    unit: tuple[str, str]
+
+
+CHARACTERS = Told(("bits per character", "bits/char"), ("characters", "chars"))
+IMAGES = Told(("% of test images told right", "% right"), ("images", "images"))
 
 
 def console() -> Console:
@@ -57,42 +69,44 @@ def mebibytes(value: float) -> str:
 
 
 @contextmanager
-def progress(to: Console, steps: int) -> Iterator[Advance]:
+def progress(to: Console, steps: int, told: Told, before: int = 0) -> Iterator[Advance]:
     """The progress of training: a live bar on a terminal, `PLAIN_LINES` lines elsewhere.
 
     Args:
         to: the console.
-        steps: how many updates there will be.
+        steps: how many steps there will be.
+        told: what is told of them.
+        before: how many there were in an earlier run.
     """
     started = time.perf_counter()
 
-    def speed(characters: int) -> float:
-        return characters / max(time.perf_counter() - started, 1e-9)
+    def speed(read: int) -> float:
+        return read / max(time.perf_counter() - started, 1e-9)
 
     if to.is_terminal:
         with Progress(
             TextColumn("training"),
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
-            _FieldColumn("bits", "{:.3f} bits/char"),
-            _FieldColumn("speed", "{:,.0f} chars/s"),
+            _FieldColumn("figure", f"{{:.3f}} {told.figure[1]}"),
+            _FieldColumn("speed", f"{{:,.0f}} {told.unit[1]}/s"),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=to,
             expand=True,
         ) as bar:
-            task = bar.add_task("training", total=steps)
-            yield lambda step, bits, characters: bar.update(task, completed=step, bits=bits, speed=speed(characters))
+            task = bar.add_task("training", total=steps, completed=before)
+            yield lambda step, figure, read: bar.update(task, completed=step, figure=figure, speed=speed(read))
         return
 
     shown = {max(1, round(steps * (i + 1) / PLAIN_LINES)) for i in range(PLAIN_LINES)}
 
-    def advance(step: int, bits: float, characters: int) -> None:
+    def advance(step: int, figure: float, read: int) -> None:
         if step in shown:
-            left = (time.perf_counter() - started) / step * (steps - step)
+            left = (time.perf_counter() - started) / (step - before) * (steps - step)
             to.print(
-                f"step {step:>{len(str(steps))}} of {steps}: {bits:.3f} bits per character, "
-                f"{speed(characters):,.0f} characters/s, {left:.0f} s left"
+                f"step {step:>{len(str(steps))}} of {steps}: {figure:.3f} {told.figure[0]}, "
+                f"{speed(read):,.0f} {told.unit[0]}/s, {left:.0f} s left"
             )
 
     yield advance

@@ -1,6 +1,7 @@
 """The command, as a user runs it."""
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
@@ -85,6 +87,22 @@ def test_exact_and_truncated_gradients(arguments, kind, far, small_text, tmp_pat
         cosine, norm, difference = map(float, told[0])
         assert difference**2 == pytest.approx(1 + norm**2 - 2 * norm * cosine, abs=1e-3)
         assert (difference < 1e-5) == ("--k1" not in arguments)  # one window over the whole chunk is exact
+
+
+def test_online_training_and_its_log(small_text, tmp_path):
+    more = ("--online", "--k1", "4", "--k2", "10", "--optimizer", "rmsprop", "--lr", "0.003", "--log", "log.jsonl")
+    done = run("--text", small_text, *SMALL, "--steps", "20", *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "truncated, k1 = 4, k2 = 10" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert all(line.keys() == {"step", "bits_per_character", "gradient_norm", "seconds"} for line in lines)
+    bits, seconds = ([line[name] for line in lines] for name in ("bits_per_character", "seconds"))
+    assert sorted(seconds) == seconds
+    assert all(line["gradient_norm"] > 0 for line in lines)
+    assert np.mean(bits[-5:]) < np.mean(bits[:5])
+    told = re.findall(rf"^step +20 of 20: ({NUMBER}) bits per character", done.stdout, re.M)
+    assert float(told[0]) == pytest.approx(np.mean(bits), abs=1e-3)
 
 
 def test_a_seed_repeats_a_run(small_text, tmp_path):
@@ -214,6 +232,13 @@ def test_an_out_that_cannot_be_written(out, message, tmp_path, capsys, monkeypat
         (["--k1", "0"], "--k1: found 0, expected a whole number of at least 1"),
         (["--k1", "8", "--k2", "4"], "--k2: found 4, expected at least --k1, which is 8"),
         (["--exact", "--k2", "8"], "--exact: found with --k1 or --k2, expected one or the other"),
+        (["--exact", "--online"], "--exact: found with --online, expected one or the other"),
+        (["--online", "--k1", "24"], "--chunk: found 64, expected a multiple of --k1, which is 24"),
+        (["--log", "nowhere/log"], "--log: found no directory nowhere to write in"),
+        (["--optimizer", "newton"], "--optimizer: invalid choice: 'newton'"),
+        (["digits", "--k2", "0"], "--k2: found 0, expected a whole number of at least 1"),
+        (["digits", "--out", "digits.docx"], "--out: found digits.docx, expected a name that ends in one of"),
+        (["digits", "--chunk", "3"], "unrecognized arguments: --chunk 3"),
         (["--cell", "transformer"], "--cell: invalid choice: 'transformer'"),
         (["--chunk", "1000000"], "expected at least 32000001 for one chunk of 1000000 steps"),
     ],
@@ -229,6 +254,32 @@ def _refuses(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_help_of_digits_names_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["digits", "--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    options = set(re.findall(r"^  (?:-h, )?(--[a-z0-9]+)", out, re.M))
+    assert options == {
+        *("--help", "--version", "--cell", "--hidden", "--k2", "--epochs", "--batch"),
+        *("--optimizer", "--lr", "--clip", "--seed", "--out"),
+    }
+    assert out.count("(default: ") == len(options) - 2
+
+
+def test_digits_need_credit_that_travels_the_whole_way(tmp_path):
+    done = run("digits", "--k2", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    rows = re.findall(rf"│ (exact|truncated, k2 = 4) +│ +({NUMBER}) % │", done.stdout)
+    told = {name: float(share) for name, share in rows}
+    assert told["exact"] >= 95
+    assert told["truncated, k2 = 4"] <= told["exact"] - 15
+    assert "of test images told right, " in done.stdout
+    assert imread(tmp_path / "jax_bptt_digits.png").shape[2] == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["jax_bptt_digits.png"]
+
+
 def test_help_names_every_option_with_its_default(capsys):
     with pytest.raises(SystemExit) as exit_:
         command.main(["--help"])
@@ -237,7 +288,8 @@ def test_help_names_every_option_with_its_default(capsys):
     options = set(re.findall(r"^  (?:-h, )?(--[a-z0-9]+)", out, re.M))
     assert options == {
         *("--help", "--version", "--text", "--chunk", "--batch", "--cell", "--hidden", "--layers", "--embedding"),
-        *("--k1", "--k2", "--exact", "--steps", "--lr", "--clip", "--seed", "--sample", "--temperature", "--out"),
+        *("--k1", "--k2", "--exact", "--steps", "--online", "--optimizer", "--lr", "--clip", "--seed"),
+        *("--checkpoint", "--every", "--resume", "--log", "--sample", "--temperature", "--out"),
     }
     assert out.count("(default: ") == len(options) - 2
     assert "Ctrl-C" in out
