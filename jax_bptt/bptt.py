@@ -15,11 +15,11 @@ import numpy as np
 
 from jax_bptt import problem
 from jax_bptt.checks import Call, check_argnums, check_call, check_count, check_options
-from jax_bptt.forward import forward
+from jax_bptt.forward import default_save, forward
 from jax_bptt.model import Loss, Model, step_of
 from jax_bptt.reverse import WindowGradient, reverse
 from jax_bptt.split import Leaves
-from jax_bptt.windows import DEFAULT_SAVE, Windows, default_size, join
+from jax_bptt.windows import Windows, default_size, join
 
 
 def bptt(
@@ -52,7 +52,8 @@ def bptt(
             `jax_bptt.windows.default_size` where None. Any size gives the same gradient.
         save: what the forward pass keeps: "dots", every state and the little beside it that spares the backward pass
             all products of the transition; "states", every state; or "boundaries", the first state of each window,
-            from which the backward pass runs it again: O(√T) memory for one more forward pass. None is "dots".
+            from which the backward pass runs it again: O(√T) memory for one more forward pass. None is one of the
+            first two, as `jax_bptt.forward.default_save` chooses.
         burn_in: the first steps only bring the state up to date: they have no loss, and no credit reaches them, nor
             through them the state.
 
@@ -185,7 +186,7 @@ def backpropagate(
     Returns:
         Loss, that state, gradients of weights and first state, and what was picked, `[T, B, …]`.
     """
-    save = save or DEFAULT_SAVE
+    save = save or default_save(of_call.recurrence)
     size = window or default_size(of_call.steps, of_call.batch, save)
     windows = Windows(of_call.steps, min(of_call.steps, size))
     end, marked, stored, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, save, mark=mark)

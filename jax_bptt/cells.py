@@ -203,14 +203,27 @@ def lstm(
         if bias:
             from_x = from_x + (params["b_ih"] + params["b_hh"])
         a_i, a_f, a_g, a_o = jnp.split(params["W_hh"] @ h_tm1 + from_x, 4)
-        c_t = jax.nn.sigmoid(a_f) * c_tm1 + jax.nn.sigmoid(a_i) * jnp.tanh(a_g)
-        h_t = jax.nn.sigmoid(a_o) * jnp.tanh(c_t)
+        i_t, f_t, o_t = _sigmoids(a_i, a_f, a_o)
+        c_t = f_t * c_tm1 + i_t * jnp.tanh(a_g)
+        h_t = o_t * jnp.tanh(c_t)
         return (h_t, c_t), g(_readout(params, h_t))
 
     def initial_state(batch_size: int) -> tuple[jax.Array, jax.Array]:
         return jnp.zeros((batch_size, hidden), dtype), jnp.zeros((batch_size, hidden), dtype)
 
     return Cell(init, initial_state, step)
+
+
+@jax.custom_jvp
+def _sigmoids(*gates: jax.Array) -> tuple[jax.Array, ...]:
+    """The sigmoid of each gate, all at once: XLA does not vectorise a kernel with several of them on CPU."""
+    return tuple(jnp.split(jax.nn.sigmoid(jnp.concatenate(gates)), len(gates)))
+
+
+@_sigmoids.defjvp
+def _(gates, tangents):
+    values = _sigmoids(*gates)
+    return values, tuple(t * (s * (1 - s)) for s, t in zip(values, tangents, strict=True))
 
 
 def stack(cells: Sequence[Cell]) -> Cell:

@@ -21,14 +21,32 @@ class Recurrence(NamedTuple):
 
     parts: Parts
     weights: Leaves
+    arranged: Leaves
+    """The weights as the forward loop reads them."""
     pullback: Pullback
 
 
 def recurrence(parts: Parts, weights: Leaves, state: Leaves, xs: Leaves) -> Recurrence:
     """Put them together; `state` and `xs` tell shapes: leaves of `[B, …]` and `[T, B, …]`."""
     drive = jax.eval_shape(parts.project, weights, example(xs, 2))
-    pullback = split_pullback(parts.transition_with_effects, weights, example(state, 1), drive, parts.costly)
-    return Recurrence(parts, weights, pullback)
+    pullback = split_pullback(
+        parts.transition_with_effects,
+        weights,
+        example(state, 1),
+        drive,
+        parts.costly,
+        arranged=state[0].shape[0] >= ARRANGE_FROM,
+    )
+    return Recurrence(parts, weights, pullback.arrange(weights), pullback)
+
+
+ARRANGE_FROM = 16
+"""Examples from which on the loop gets a transposed copy of its weights, which is then small beside the states."""
+
+
+def default_save(recurrence: Recurrence) -> str:
+    """What the forward pass saves, where the user leaves it to us: "dots" where they are worth keeping, or "states"."""
+    return "dots" if recurrence.pullback.worth_keeping else "states"
 
 
 class Steps(NamedTuple):
@@ -52,12 +70,13 @@ def run_window(recurrence: Recurrence, start: Leaves, x: Leaves, *, effects: boo
     Returns:
         The state after its last step, `[B, …]`, and the steps.
     """
-    _, weights, pullback = recurrence
+    pullback = recurrence.pullback
     drive = unfold(project_rows(recurrence, fold(x)), start[0].shape[0])
-    advance = jax.vmap(pullback.advance_with_effects if effects else pullback.advance, in_axes=(None, 0, 0))
+    advance = pullback.advance_with_effects if effects else pullback.advance_arranged
+    advance = jax.vmap(advance, in_axes=(None, 0, 0))
 
     def step(state, drive_t):
-        after, kept = advance(weights, state, drive_t)
+        after, kept = advance(recurrence.arranged, state, drive_t)
         return after, Steps(state, kept)
 
     return jax.lax.scan(step, start, drive, length=x[0].shape[0])

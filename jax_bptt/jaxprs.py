@@ -156,12 +156,14 @@ def shape_of(variable: Var) -> jax.ShapeDtypeStruct:
 
 
 def is_costly(eqn: JaxprEqn) -> bool:
-    """Whether an equation is a product, or anything else that is not to be computed twice: what has inner jaxprs."""
-    inner = (jax.tree.leaves(value, is_leaf=_is_jaxpr) for value in eqn.params.values())
-    return eqn.primitive.name in _PRODUCTS or any(_is_jaxpr(leaf) for leaves in inner for leaf in leaves)
+    """Whether an equation is a product, a loop, or another thing not to be computed twice, or has one inside."""
+    if eqn.primitive.name in _COSTLY:
+        return True
+    inner = [leaf for value in eqn.params.values() for leaf in jax.tree.leaves(value, is_leaf=_is_jaxpr)]
+    return any(is_costly(eqn) for leaf in filter(_is_jaxpr, inner) for eqn in leaf.eqns)
 
 
-_PRODUCTS = {"dot_general", "ragged_dot_general", "conv_general_dilated", "random_bits", "sort"}
+_COSTLY = {"dot_general", "ragged_dot_general", "conv_general_dilated", "random_bits", "sort", "scan", "while"}
 
 
 def _is_jaxpr(value: Any) -> bool:

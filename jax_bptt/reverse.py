@@ -146,7 +146,7 @@ def credit(
         targets, mask: those of the rows, `[R, …]` and `[R]`.
         counts: how often each row's loss counts, `[R]`; the credit to the states is that of counting it once.
     """
-    parts, weights, _ = recurrence
+    parts, weights = recurrence.parts, recurrence.weights
 
     def outputs(w, after, x, before):
         read = combine(before, rows.before), combine(after, rows.after), rows.kept, combine(x, rows.x)

@@ -12,10 +12,10 @@ import jax
 
 from jax_bptt import problem
 from jax_bptt.checks import check_argnums, check_call, check_count, check_options, check_truncation
-from jax_bptt.forward import forward
+from jax_bptt.forward import default_save, forward
 from jax_bptt.laps import Grid, default_lanes, reverse_truncated
 from jax_bptt.model import Loss, Model, step_of
-from jax_bptt.windows import DEFAULT_SAVE, Windows
+from jax_bptt.windows import Windows
 
 
 def truncated_bptt(
@@ -89,7 +89,7 @@ def truncated_bptt(
         reach = Grid(call.steps, k1, k2, losses).reach * k1
         of_call = problem.problem(step, call, chosen, burn_in + max(0, context - reach))
         grid = Grid(of_call.steps, k1, k2, losses, min(context, reach))
-        windows, kept = Windows(grid.steps, k1), save or DEFAULT_SAVE
+        windows, kept = Windows(grid.steps, k1), save or default_save(of_call.recurrence)
         mark = call.steps - context - of_call.burn_in
         end, last, stored, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, kept, mark=mark)
         value, weights_bar, start, xs_bar = reverse_truncated(

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from jax_bptt import problem
 from jax_bptt.checks import SAVES, check_call, check_choice, check_count, check_truncation
-from jax_bptt.forward import forward
+from jax_bptt.forward import default_save, forward
 from jax_bptt.laps import Grid, default_lanes, reverse_truncated
 from jax_bptt.model import Model, step_of
 from jax_bptt.reverse import Objective, reverse
 from jax_bptt.split import Leaves, combine
-from jax_bptt.windows import DEFAULT_SAVE, Windows, default_size, example, join
+from jax_bptt.windows import Windows, default_size, example, join
 
 
 def unroll(
@@ -73,9 +73,8 @@ def unroll(
             check_count(name, count)
     if save is not None:
         check_choice("save", save, SAVES)
-    kept = save or DEFAULT_SAVE
     call = check_call(step, None, (), params, state, xs, reset=reset, reset_state=reset_state)
-    size = k1 or window or default_size(call.steps, call.batch, kept)
+    size = k1 or window or default_size(call.steps, call.batch, save)
     windows = Windows(call.steps, size if k1 else min(call.steps, size))
 
     # What the step closes over becomes an argument, so that a gradient with respect to it is possible. The passes close
@@ -93,6 +92,7 @@ def unroll(
     def forwards(params, state, xs, reset, reset_state):
         of = sizes._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
         of_call = problem.problem(pure_step, of, (), 0)
+        kept = save or default_save(of_call.recurrence)
         end, _, stored, outputs = forward(of_call.recurrence, of_call.state, of_call.xs, windows, kept, outputs=True)
         return (problem.state_of(of, end), join(outputs)), (
             params,
@@ -108,6 +108,7 @@ def unroll(
         params, state, xs, reset, reset_state, end, stored = residuals
         of = sizes._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
         of_call = problem.problem(pure_step, of, (0, 2), 0)
+        kept = save or default_save(of_call.recurrence)
         state_bar, outputs_bar = (_present(tree) for tree in cotangents)
         delta = combine(state_bar + [None] * of_call.constants, problem.zero_delta(end))
         objective = Objective(_pull_given, outputs_bar, None, jnp.float32)

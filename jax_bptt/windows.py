@@ -16,8 +16,6 @@ import chex
 import jax
 import jax.numpy as jnp
 
-DEFAULT_SAVE = "dots"
-
 
 class Windows(NamedTuple):
     """A sequence of `steps` time steps, cut into windows of `size` steps.
@@ -47,7 +45,7 @@ class PerWindow(NamedTuple):
     last: Any = None
 
 
-def default_size(steps: int, batch: int, save: str) -> int:
+def default_size(steps: int, batch: int, save: str | None) -> int:
     """The number of steps in a window, where the user leaves it to us.
 
     Where every state is saved, about 1024 rows, which is enough for an efficient matrix product, but 16 to 64 steps and
