@@ -1,8 +1,8 @@
 """Reading jaxprs: what depends on what, and functions made of a subset of the equations.
 
-`trace` makes the jaxpr of a function, with nested `jit`s inlined. `levels` tells of each variable on which group of
-inputs it depends; `part` is the function from some variables to others, made of the equations between them and no
-others. Nothing here interprets a primitive.
+`trace` makes the jaxpr of a function, with nested `jit`s inlined and products W x written as x Wᵀ. `levels` tells of
+each variable on which group of inputs it depends; `part` is the function from some variables to others, made of the
+equations between them and no others.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,9 +15,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 
 
 def trace(function: Callable, *arguments: Any) -> tuple[ClosedJaxpr, Any]:
-    """The jaxpr of `function` with nested `jit`s inlined, and the shapes of what it returns."""
+    """The jaxpr of `function` with nested `jit`s inlined, and the shapes of what it returns.
+
+    Products of a matrix with a vector become those of the vector with the matrix, which is the same of one example; of
+    many, their rows come first then as everything else has them, and nothing is transposed.
+    """
     closed, shapes_out = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    if any(_nested(eqn) for eqn in closed.jaxpr.eqns):
+    if any(_nested(eqn) or _is_matrix_times_vector(eqn) for eqn in closed.jaxpr.eqns):
         shapes_in = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments)]
         closed = jax.make_jaxpr(lambda *values: _inlined(closed, *values))(*shapes_in)
     return closed, shapes_out
@@ -43,9 +47,39 @@ def _inlined(closed: ClosedJaxpr, *arguments: Any) -> list[Any]:
         inner = _nested(eqn)
         if inner is not None:
             values.update(zip(eqn.outvars, _inlined(inner, *map(value, eqn.invars)), strict=True))
+        elif _is_matrix_times_vector(eqn):
+            values[eqn.outvars[0]] = product(eqn, *map(value, eqn.invars), swap=True)
         else:
             values.update(evaluate(jaxpr, eqn, values))
     return [value(atom) for atom in jaxpr.outvars]
+
+
+def _is_matrix_times_vector(eqn: JaxprEqn) -> bool:
+    """Whether all axes of the result of a product are of its first operand, and there are some."""
+    if eqn.primitive.name != "dot_general":
+        return False
+    (left, right), batched = eqn.params["dimension_numbers"]
+    matrix, vector = (len(shape_of(v).shape) for v in eqn.invars)
+    return batched == ((), ()) and vector == len(right) and matrix > len(left)
+
+
+def product(
+    eqn: JaxprEqn, left: Any, right: Any, *, axes: tuple[Any, Any] | None = None, swap: bool = False
+) -> jax.Array:
+    """The result of a `dot_general` equation, of other operands.
+
+    Args:
+        axes: those that are contracted, if they are others now.
+        swap: whether to multiply the second with the first.
+    """
+    contracted, batched = eqn.params["dimension_numbers"]
+    contracted, precision = axes or contracted, eqn.params["precision"]
+    if swap:
+        left, right, contracted, batched = right, left, contracted[::-1], batched[::-1]
+        precision = precision[::-1] if isinstance(precision, tuple) else precision
+    dimensions = contracted, batched
+    kind = eqn.params["preferred_element_type"]
+    return jax.lax.dot_general(left, right, dimensions, precision=precision, preferred_element_type=kind)
 
 
 def evaluate(jaxpr: Jaxpr, eqn: JaxprEqn, values: Mapping[Var, Any]) -> dict[Var, Any]:
@@ -149,9 +183,9 @@ def variables(atoms: Iterable[Any]) -> list[Var]:
     return [atom for atom in atoms if isinstance(atom, Var)]
 
 
-def shape_of(variable: Var) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of a variable."""
-    aval: Any = variable.aval
+def shape_of(variable: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a variable or literal."""
+    aval = variable.aval
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 

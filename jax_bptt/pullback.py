@@ -33,6 +33,7 @@ from jax_bptt.jaxprs import (
     is_costly,
     levels,
     needed,
+    product,
     results,
     shape_of,
     trace,
@@ -183,15 +184,9 @@ def _with_turned(
             if turned.isdisjoint(operands):
                 known |= evaluate(jaxpr, eqn, known)
                 continue
-            (left, right), batched = eqn.params["dimension_numbers"]
-            left, right = ((0,) if v in turned else axes for v, axes in zip(operands, (left, right), strict=True))
-            known[eqn.outvars[0]] = jax.lax.dot_general(
-                known[operands[0]],
-                known[operands[1]],
-                ((left, right), batched),
-                precision=eqn.params["precision"],
-                preferred_element_type=eqn.params["preferred_element_type"],
-            )
+            contracted, _ = eqn.params["dimension_numbers"]
+            left, right = ((0,) if v in turned else axes for v, axes in zip(operands, contracted, strict=True))
+            known[eqn.outvars[0]] = product(eqn, *(known[v] for v in operands), axes=(left, right))
         return [known[v] if isinstance(v, Var) else jnp.asarray(v.val, jnp.result_type(v.aval)) for v in outvars]
 
     return run
