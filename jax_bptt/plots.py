@@ -124,8 +124,8 @@ def speeds(speeds: Mapping[str, Mapping[str, float]], *, ax: Axes | None = None)
         )
     ax.axhline(1, color="black", linewidth=1.2, label="ours")
     ax.set_xticks(range(len(speeds)), list(speeds), rotation=45, ha="right", fontsize="small")
-    ax.set(ylabel="speed (ours = 1)", title="Speed beside ours; lower is slower", ylim=(0, None))
-    ax.legend(frameon=False, fontsize="small", ncols=2)
+    ax.set(ylabel="speed beside ours; lower is slower", ylim=(0, None))
+    ax.legend(frameon=False, fontsize="small", ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
 

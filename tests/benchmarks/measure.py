@@ -67,8 +67,8 @@ def measure(contenders: Sequence[Contender], repeats: int) -> list[Measured]:
 
 
 def product_rate(repeats: int) -> float:
-    """Floating-point operations a second of a product of float32 matrices of 2048 × 2048."""
+    """Floating-point operations a second of a product of float32 matrices of 2048 × 2048, the fastest of them."""
     n = 2048
     a = jnp.ones((n, n), jnp.float32)
-    (result,) = measure([compiled("product", lambda a: a @ a, (a,), lambda product: (product[0, 0],))], repeats)
-    return 2 * n**3 / result.seconds
+    product = compiled("product", lambda a: a @ a, (a,), lambda product: (product[0, 0],))
+    return 2 * n**3 / min(measure([product], 1)[0].seconds for _ in range(3 * repeats))

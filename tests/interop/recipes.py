@@ -9,7 +9,7 @@ from flax import nnx
 
 
 def flax_nnx(cell: Any) -> tuple[Callable, Any]:
-    """Step and params of a Flax NNX cell."""
+    """Step and params of a Flax NNX cell. (A Flax Linen cell's step is its `apply`.)"""
     graph, params = nnx.split(cell)
     return lambda params, state, x: nnx.merge(graph, params)(state, x), params
 
@@ -28,9 +28,4 @@ def equinox(cell: Any) -> tuple[Callable, Any]:
 def haiku(make: Callable[[], Any]) -> tuple[Callable, Callable]:
     """Step of the Haiku core that `make()` returns, and `init(key, x, state) -> params`."""
     core = hk.without_apply_rng(hk.transform(lambda x, state: make()(x, state)))
-
-    def step(params, state, x):
-        output, state = core.apply(params, x, state)
-        return state, output
-
-    return step, core.init
+    return lambda params, state, x: core.apply(params, x, state)[::-1], core.init
