@@ -24,6 +24,7 @@ TABLES = {
     "interop": (tables.interop, tables.SHAPES),
     "chunked": (tables.chunked, tables.TRUNCATED),
     "overlapping": (tables.overlapping, tables.TRUNCATED),
+    "training": (tables.training, tables.STREAMS),
 }
 LARGEST_DIFFERENCE = 1e-5
 
@@ -135,7 +136,7 @@ def _line(record: dict[str, Any]) -> str:
         ", ".join(map(str, record["shape"].values())),
         f"{ours['seconds'] * 1e3:.1f} ms",
         f"{(ours['temporary_bytes'] or 0) / 2**20:.2f}",
-        f"{ours['compile_seconds']:.1f} s",
+        f"{ours['compile_seconds'] or 0:.1f} s",
         f"{record['share_of_product_rate']:.2f}",
         *map(beside, others),
     ]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 import jax_bptt as jb
@@ -50,6 +51,7 @@ TRUNCATED = [
     Shape(1024, 32, 64, 128, 64),
     Shape(1024, 32, 64, 256, 64),
 ]
+STREAMS = [Shape(4096, 1, 32, 128, 32), Shape(4096, 32, 32, 64, 32)]
 LONG = [Shape(65536, 8, 32, 64, 32)]
 QUICK = [Shape(32, 2, 3, 8, 4)]
 CELLS = ("elman", "gru", "lstm")
@@ -125,6 +127,33 @@ def overlapping(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
             task.compiled("map over windows", peers.overlapping(step, k1, k2, jax.lax.map)),
         ]
         yield Row(f"truncated, k1 = {k1}, k2 = {k2}", cell, shape, contenders, task.flops)
+
+
+def training(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
+    """Online training on a stream, an update every 16 steps: one compiled call beside a loop over a compiled update."""
+    for name, shape, task in _tasks(shapes, cells):
+        params, state, xs, targets = task.args
+        k, optimizer = 16, optax.sgd(1e-4)
+        begin = jb.training.init(params, optimizer, state)
+        gradient = jb.bptt(task.cell, jb.losses.squared_error)
+        epoch = jax.jit(jb.training.train_online(task.cell, jb.losses.squared_error, optimizer, k, k))
+        one = jax.jit(jb.training.train_step(gradient, optimizer))
+        chunks = [(xs[i : i + k], targets[i : i + k]) for i in range(0, shape.T, k)]
+
+        def in_one_call(epoch=epoch, begin=begin, xs=xs, targets=targets):
+            return jax.block_until_ready(epoch(begin, xs, targets)[0])
+
+        def in_a_loop(one=one, begin=begin, chunks=chunks):
+            train_state = begin
+            for chunk in chunks:
+                train_state, _ = one(train_state, *chunk)
+            return jax.block_until_ready(train_state)
+
+        def pick(train_state, name=name):
+            return jax.tree.leaves(train_state.carry)[0], train_state.params[peers.RECURRENT[name]]
+
+        contenders = [Contender("ours", in_one_call, pick), Contender("loop in Python", in_a_loop, pick)]
+        yield Row(f"training, {len(chunks)} updates", name, shape, contenders, task.flops)
 
 
 def _horizon(shape: Shape) -> int:
