@@ -43,6 +43,8 @@ def text_arguments(argv: Sequence[str] | None, file_types: Sequence[str]) -> tup
     _check_file(parser, "--out", arguments.out, file_types)
     if arguments.log is not None:
         _check_file(parser, "--log", arguments.log)
+    if arguments.checkpoint is not None:
+        _check_directory(parser, "--checkpoint", arguments.checkpoint)
     if arguments.resume and arguments.checkpoint is None:
         parser.error("--resume: found no --checkpoint, expected the directory to go on from")
     if arguments.exact and (arguments.k1 or arguments.k2):
@@ -88,6 +90,16 @@ def _check_file(parser: argparse.ArgumentParser, name: str, found: str, file_typ
             tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         parser.error(f"{name}: found {path}, which cannot be written: {error.strerror}")
+
+
+def _check_directory(parser: argparse.ArgumentParser, name: str, found: str) -> None:
+    """A directory that can be written, or made, which is tried in a way that leaves nothing behind."""
+    path = Path(found).absolute()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        parser.error(f"{name}: found {found}, where nothing can be written: {error.strerror}")
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:

@@ -235,6 +235,7 @@ def test_an_out_that_cannot_be_written(out, message, tmp_path, capsys, monkeypat
         (["--exact", "--online"], "--exact: found with --online, expected one or the other"),
         (["--online", "--k1", "24"], "--chunk: found 64, expected a multiple of --k1, which is 24"),
         (["--log", "nowhere/log"], "--log: found no directory nowhere to write in"),
+        (["--checkpoint", "/proc/checkpoints"], "--checkpoint: found /proc/checkpoints, where nothing can be written"),
         (["--optimizer", "newton"], "--optimizer: invalid choice: 'newton'"),
         (["digits", "--k2", "0"], "--k2: found 0, expected a whole number of at least 1"),
         (["digits", "--out", "digits.docx"], "--out: found digits.docx, expected a name that ends in one of"),

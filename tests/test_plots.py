@@ -70,6 +70,15 @@ def test_report_writes_both_pictures(tmp_path):
     assert "png" in plots.file_types()
 
 
+def test_accuracies_draws_a_line_for_each_gradient():
+    (ax,) = plots.accuracies({"exact": [0.5, 0.9], "truncated": [0.25, 0.5]}).axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[50, 90], [25, 50]]
+    assert [line.get_xdata().tolist() for line in ax.lines] == [[1, 2], [1, 2]]
+    assert texts(ax) == ["exact: 90.0 %", "truncated: 50.0 %"]
+    assert ax.get_ylim() == (0, 100)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "test images told right (%)")
+
+
 def test_speeds_draws_a_group_of_bars_for_each_task():
     speeds = {"elman": {"jax.grad": 0.5, "torch": 0.8}, "gru": {"jax.grad": 0.7}}
     (ax,) = plots.speeds(speeds).axes
