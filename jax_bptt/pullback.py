@@ -161,11 +161,12 @@ def _turned(jaxpr: Jaxpr, weights: Iterable[Var]) -> set[Var]:
         place = list(eqn.invars).index(weight)
         return tuple(contracted[place]) == (1,) and not batched[place]
 
-    def uses(weight: Var) -> list[JaxprEqn]:
-        return [eqn for eqn in jaxpr.eqns if weight in variables(eqn.invars)]
-
-    matrices = [w for w in weights if len(shape_of(w).shape) == 2 and w not in variables(jaxpr.outvars)]
-    return {w for w in matrices if all(is_product(eqn, w) for eqn in uses(w))}
+    turned = set()
+    for w in weights:
+        uses = [is_product(eqn, w) for eqn in jaxpr.eqns if w in variables(eqn.invars)]
+        if uses and all(uses) and len(shape_of(w).shape) == 2 and w not in variables(jaxpr.outvars):
+            turned.add(w)
+    return turned
 
 
 def _with_turned(

@@ -3,10 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxprs import primitives
-from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, normal, plain_step
+from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, O, normal, plain_step
 
+import jax_bptt as jb
 from jax_bptt.pullback import immediate, split_pullback
 from jax_bptt.split import combine, differentiable, split
+from jax_bptt.windows import example
 
 
 def taken_apart(example):
@@ -46,7 +48,16 @@ def check(example, deltas=None):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-14)
+    arranged = split_pullback(parts.transition_with_effects, weights, before, drive, parts.costly, arranged=True)
+    for advance in (arranged.advance_arranged, arranged.advance_with_effects):
+        again = advance(arranged.arrange(weights), before, drive)
+        for a, b in zip(jax.tree.leaves(again), jax.tree.leaves((after, kept)), strict=True):
+            np.testing.assert_allclose(_plain(a), _plain(b), rtol=1e-13, atol=1e-14)
     return parts, pullback, (weights, before, drive)
+
+
+def _plain(leaf):
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 @pytest.mark.parametrize("name", BUILT_IN | OTHERS)
@@ -70,6 +81,46 @@ def test_linearisation_computes_no_product(name):
     _, pullback, (weights, before, drive) = taken_apart((BUILT_IN | OTHERS)[name])
     after, kept = pullback.advance(weights, before, drive)
     assert "dot_general" not in primitives(pullback.linearise, weights, before, drive, after, kept)
+
+
+@pytest.mark.parametrize(
+    ("transition", "turned"),
+    [
+        (lambda A, h: A @ h, True),
+        (lambda A, h: A @ h + A @ (h * h), True),
+        (lambda A, h: jnp.einsum("ij,j->i", A, h), True),
+        (lambda A, h: h @ A, False),
+        (lambda A, h: A @ h + h @ A, False),
+        (lambda A, h: A @ h + A[0] * h, True),  # the first row is a weight of its own
+        (lambda A, h: A @ h + (A * h[None]).sum(1), False),
+        (lambda A, h: (A @ jnp.stack([h, h], axis=1)).sum(1), True),
+        (lambda A, h: (A * h[None]).sum(1), False),
+    ],
+)
+def test_weights_that_are_in_nothing_but_products_are_read_transposed(transition, turned):
+    def step(params, h, x):
+        h = jnp.tanh(transition(params["A"], h) + params["B"] @ x)
+        return h, h
+
+    parts, _, (weights, before, drive) = check(Example(step, PLAIN, normal(14, H), normal(15, I)))
+    pullback = split_pullback(parts.transition_with_effects, weights, before, drive, arranged=True)
+    read = pullback.arrange(weights)
+    assert any((a != b).any() for a, b in zip(read, weights, strict=True) if a.shape == b.shape) == turned
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "worth"),
+    [("gru", 256, False), ("gru", 512, True), ("lstm", 256, False), ("lstm", 512, True), ("elman", 16, True)],
+)
+def test_what_takes_much_work_to_compute_again_is_worth_keeping(name, hidden, worth):
+    cell = getattr(jb.cells, name)(I, hidden, O, dtype=jnp.float32)
+    params, states = jax.eval_shape(lambda: (cell.init(jax.random.key(0)), cell.initial_state(1)))
+    state, x = example(states, 1), jax.ShapeDtypeStruct((I,), jnp.float32)
+    parts = split(cell.step, params, state, x)
+    weights = jax.eval_shape(parts.prepare, jax.tree.leaves(params))
+    drive = jax.eval_shape(parts.project, weights, [x])
+    pullback = split_pullback(parts.transition_with_effects, weights, jax.tree.leaves(state), drive, parts.costly)
+    assert pullback.worth_keeping == worth
 
 
 def test_reverse_step_is_one_factor_and_one_product():
