@@ -22,8 +22,7 @@ def trace(function: Callable, *arguments: Any) -> tuple[ClosedJaxpr, Any]:
     """
     closed, shapes_out = jax.make_jaxpr(function, return_shape=True)(*arguments)
     if any(_nested(eqn) or _is_matrix_times_vector(eqn) for eqn in closed.jaxpr.eqns):
-        shapes_in = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments)]
-        closed = jax.make_jaxpr(lambda *values: _inlined(closed, *values))(*shapes_in)
+        closed = jax.make_jaxpr(lambda *values: _inlined(closed, *values))(*map(shape_of, closed.jaxpr.invars))
     return closed, shapes_out
 
 

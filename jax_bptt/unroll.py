@@ -152,6 +152,7 @@ def unroll(
         )
 
     unrolled.defvjp(forwards, backwards)
+    constants = [jnp.asarray(c) for c in constants]  # a Python number that is differentiated is a scalar from here on
     return unrolled((call.params, constants), call.state, call.xs, call.reset, call.reset_state)
 
 

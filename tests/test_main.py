@@ -127,7 +127,7 @@ def test_default_run_ends_below_the_trigram(tmp_path):
 
 def test_interrupt_ends_with_what_was_learnt_so_far(small_text, tmp_path):
     with subprocess.Popen(
-        [*COMMAND, "--text", small_text, *SMALL, "--steps", "1000000", "--out", "early.png"],
+        [*COMMAND, "--text", small_text, *SMALL, "--steps", "1000000", "--out", "early.png", "--log", "log"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -136,12 +136,9 @@ def test_interrupt_ends_with_what_was_learnt_so_far(small_text, tmp_path):
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as process:
         assert process.stdout is not None
-        seen = ""
-        for line in process.stdout:
-            seen += line
-            if "Cost of that gradient" in line:
-                break
-        time.sleep(5)
+        log, patience = tmp_path / "log", time.monotonic() + 200
+        while not (log.exists() and log.read_text().count("\n") > 3) and time.monotonic() < patience:
+            time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
