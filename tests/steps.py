@@ -27,6 +27,11 @@ def normal(seed: int, *shape: int):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
+def plain(leaf: Any):
+    """What can be compared with numbers: of PRNG keys, their data."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
 def of_cell(cell: jb.Cell) -> Example:
     params = jax.tree.map(lambda p: p + 0.1 * normal(1, *p.shape), cell.init(jax.random.key(0)))
     state = jax.tree.map(lambda s: normal(2, *s.shape[1:]), cell.initial_state(1))

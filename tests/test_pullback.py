@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxprs import primitives
-from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, O, normal, plain_step
+from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, O, normal, plain, plain_step
 
 import jax_bptt as jb
 from jax_bptt.pullback import immediate, split_pullback
@@ -52,12 +52,8 @@ def check(example, deltas=None):
     for advance in (arranged.advance_arranged, arranged.advance_with_effects):
         again = advance(arranged.arrange(weights), before, drive)
         for a, b in zip(jax.tree.leaves(again), jax.tree.leaves((after, kept)), strict=True):
-            np.testing.assert_allclose(_plain(a), _plain(b), rtol=1e-13, atol=1e-14)
+            np.testing.assert_allclose(plain(a), plain(b), rtol=1e-13, atol=1e-14)
     return parts, pullback, (weights, before, drive)
-
-
-def _plain(leaf):
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 @pytest.mark.parametrize("name", BUILT_IN | OTHERS)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxprs import primitives
-from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, O, normal, plain_step
+from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, O, normal, plain, plain_step
 
 from jax_bptt.split import Parts, combine, differentiable, split
 
@@ -28,12 +28,8 @@ def check(example: Example) -> tuple[Parts, tuple]:
     expected_leaves = map(jnp.asarray, jax.tree.leaves((new_state, expected)))
     for got, want in zip(jax.tree.leaves((after, output)), expected_leaves, strict=True):
         assert got.dtype == want.dtype
-        np.testing.assert_allclose(_plain(got), _plain(want), rtol=1e-14, atol=1e-14)
+        np.testing.assert_allclose(plain(got), plain(want), rtol=1e-14, atol=1e-14)
     return parts, between
-
-
-def _plain(leaf):
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 @pytest.mark.parametrize("name", BUILT_IN | OTHERS)
