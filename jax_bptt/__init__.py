@@ -12,10 +12,11 @@ rows of it, inside the library. Arrays have time first, then batch. Suffixes for
 The way of the data: `checks` reads a call; `split` cuts the step by what it depends on, `problem` makes flat leaves of
 everything; `windows` cuts time; `forward` computes the states; `reverse` holds the gradient of a window, and runs over
 windows for exact BPTT, as `laps` does for truncated; `bptt`, `truncated` and `unroll` say what is computed. `reference`
-has the same by `jax.grad`; `training` makes updates of them, `batching` what they are fed with.
+has the same by `jax.grad`; `training` makes updates of them, `batching` what they are fed with; `diagnostics` measures
+how far credit travels.
 """
 
-from jax_bptt import batching, cells, losses, reference, training
+from jax_bptt import batching, cells, diagnostics, losses, reference, training
 from jax_bptt.bptt import bptt, state_gradients
 from jax_bptt.model import Cell
 from jax_bptt.truncated import truncated_bptt
@@ -26,6 +27,7 @@ __all__ = [
     "batching",
     "bptt",
     "cells",
+    "diagnostics",
     "losses",
     "reference",
     "state_gradients",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jax_bptt.model import Loss, Step
 from jax_bptt.windows import example
@@ -289,6 +290,19 @@ def check_like(found: Any, expected: Any, subject: Callable[[Any], str], as_wher
             raise ValueError(f"{subject(path)} shape {leaf.shape}, expected {like.shape} {as_where}")
         if leaf.dtype != like.dtype:
             raise TypeError(f"{subject(path)} dtype {leaf.dtype}, expected {like.dtype} {as_where}")
+
+
+def check_finite(states: Any) -> None:
+    """States of `[T, B, …]`, where their values are known: outside of `jax.jit`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(states):
+        if isinstance(leaf, Tracer) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        wrong = ~np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(axis=1)
+        if wrong.any():
+            raise ValueError(
+                f"{_path('state', path)}: found NaN or infinity after step {int(wrong.argmax()) + 1} of {len(leaf)}, "
+                "expected finite states"
+            )
 
 
 def arrays(name: str, tree: Any) -> Any:

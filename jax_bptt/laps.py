@@ -13,6 +13,7 @@ zero and is dropped at the end: nothing is handed on, except to the state at the
 Arrays of blocks are `[N, k1, B, …]`; inside a stretch, blocks fold into the batch: `[k1, N·B, …]`.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -58,12 +59,26 @@ class Grid(NamedTuple):
         """The number of steps before the first one that the blocks have."""
         return self.reach * self.k1 - self.context
 
+    def windows(self) -> Iterator[tuple[int, int, int]]:
+        """Of each window how many steps are before its first one, before its first loss, and up to its end."""
+        for end in range(self.context + self.k1, self.context + self.k1 * self.blocks + 1, self.k1):
+            start = max(0, end - self.k2)
+            first = {"newest": end - self.k1, "all": max(self.context, start), "last": end - 1}[self.losses]
+            yield start, max(0, first), end
+
     def counts(self) -> np.ndarray:
         """How many windows have the loss of each step, `[T]`."""
         counts = np.zeros(self.steps, int)
-        for end in self.context + self.k1 * np.arange(1, self.blocks + 1):
-            first = {"newest": end - self.k1, "all": max(self.context, end - self.k2), "last": end - 1}[self.losses]
-            counts[max(0, first) : end] += 1
+        for _, first, end in self.windows():
+            counts[first:end] += 1
+        return counts
+
+    def reaches(self, lags: int) -> np.ndarray:
+        """How many windows carry the credit of each loss back over each number of steps, `[T, lags + 1]`."""
+        counts = np.zeros((self.steps, lags + 1), int)
+        for start, first, end in self.windows():
+            for loss in range(first, min(end, self.steps)):
+                counts[loss, : loss - start + 1] += 1
         return counts
 
 

@@ -1,0 +1,191 @@
+"""How far back the credit of each loss travels: ‖∂ℓ_s/∂h_{s−k}‖ for all losses s and lags k.
+
+    g_{s,0} = ∂ℓ_s/∂h_s,    g_{s,k+1} = (∂h_{s−k}/∂h_{s−k−1})ᵀ g_{s,k}
+
+The losses are lanes side by side, as the windows of truncation are: the pullbacks are linearised once, for all steps,
+and one pass of the recursion moves the credit of all losses one step further back. K lags take K such passes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_bptt import problem
+from jax_bptt.checks import Call, check_call, check_count, check_finite, check_options, check_truncation
+from jax_bptt.forward import rows_of, run_window
+from jax_bptt.laps import Grid
+from jax_bptt.model import Loss, Model, Step, step_of
+from jax_bptt.reverse import add, credit, linearise
+from jax_bptt.split import Leaves
+from jax_bptt.windows import fold, unfold
+
+LARGEST = 2048
+"""Steps up to which `credit_matrix` is made: its passes, and its entries, are T² in number."""
+
+
+def lag_profile(
+    model: Model,
+    loss: Loss,
+    lags: int,
+    *,
+    k1: int | None = None,
+    k2: int | None = None,
+    losses: str = "newest",
+    per_step: bool = False,
+    burn_in: int = 0,
+) -> Callable[..., jax.Array]:
+    """The credit of a loss to the states before it, by how many steps it travels back.
+
+        φ_k = mean over s of ‖∂ℓ_s/∂h_{s−k}‖,    k = 0 … K
+
+    The norm is that of one example, over all leaves of its state; the mean is over the losses s that have a state k
+    steps before them (h_1 is the first one), and over the batch.
+
+    Args:
+        model, loss, burn_in: as for `jax_bptt.bptt`.
+        lags: K, less than the steps of the sequences.
+        k1, k2, losses: count only the credit that truncation hands back, as often as it does; as for
+            `jax_bptt.truncated_bptt`. Both k1 and k2, or neither, for the exact credit.
+        per_step: whether to tell it of each loss by itself.
+
+    Returns:
+        `profile(params, state, xs, targets, mask=None, reset=None, reset_state=None)`, of the arguments of the
+        function that `bptt` returns, where `mask` are the weights of the losses in the means. It returns `[K + 1]`, or
+        with `per_step` `[T, K + 1]`, which is NaN where there is no state so far back.
+
+    Raises:
+        TypeError, ValueError: for an option or argument that is not of this form, and, outside of `jax.jit`, for
+            states that are not finite.
+
+    Source:
+        C. Aicher, N. J. Foti and E. B. Fox, "Adaptively truncating backpropagation through time to control gradient
+        bias", 2019.
+    """
+    step = step_of(model)
+    check_options(loss, "sum", burn_in)
+    lags = check_count("lags", lags, at_least=0)
+    truncation = _check_truncation(k1, k2, losses)
+
+    def profile(
+        params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
+    ) -> jax.Array:
+        call = check_call(step, loss, (), params, state, xs, targets, mask, reset, reset_state, burn_in)
+        if lags >= call.steps - burn_in:
+            raise ValueError(
+                f"lags: found {lags}, expected less than the {call.steps - burn_in} time steps with a loss"
+            )
+        norms, weights, there = credit_by_lag(step, loss, call, lags, burn_in, truncation)
+        if per_step:
+            return jnp.where(there, _mean(norms, weights[:, None]), jnp.nan)
+        return _mean(norms.sum(0), (weights[:, None] * there).sum(0))
+
+    return profile
+
+
+def credit_matrix(
+    model: Model,
+    loss: Loss,
+    *,
+    k1: int | None = None,
+    k2: int | None = None,
+    losses: str = "newest",
+    burn_in: int = 0,
+) -> Callable[..., jax.Array]:
+    """The credit of every loss to every state before it.
+
+        M_st = mean over the batch of ‖∂ℓ_s/∂h_t‖,    0 for t > s
+
+    Args:
+        model, loss, k1, k2, losses, burn_in: as for `lag_profile`; what truncation cuts is 0.
+
+    Returns:
+        `matrix(params, state, xs, targets, mask=None, reset=None, reset_state=None)`, of the arguments of the function
+        that `bptt` returns; `mask` are the weights of the losses in the mean. It returns `[T, T]`: a row for each loss,
+        a column for each state.
+
+    Raises:
+        TypeError, ValueError: as `lag_profile`; for more than 2,048 steps.
+
+    Source:
+        R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural networks", 2013, equation
+        4, of which these are the terms.
+    """
+    step = step_of(model)
+    check_options(loss, "sum", burn_in)
+    truncation = _check_truncation(k1, k2, losses)
+
+    def matrix(
+        params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
+    ) -> jax.Array:
+        call = check_call(step, loss, (), params, state, xs, targets, mask, reset, reset_state, burn_in)
+        steps = call.steps - burn_in
+        if steps > LARGEST:
+            raise ValueError(f"xs: found {steps} time steps, expected at most {LARGEST} for a matrix; see lag_profile")
+        norms, weights, _ = credit_by_lag(step, loss, call, steps - 1, burn_in, truncation)
+        loss_step, state_step = np.indices((steps, steps))
+        by_state = norms[loss_step, np.maximum(loss_step - state_step, 0)]
+        return jnp.where(state_step <= loss_step, _mean(by_state, weights[:, None]), 0)
+
+    return matrix
+
+
+def credit_by_lag(
+    step: Step, loss: Loss, call: Call, lags: int, burn_in: int, truncation: tuple[int, int, str] | None
+) -> tuple[jax.Array, jax.Array, np.ndarray]:
+    """Σ over the batch of weight · ‖∂ℓ_s/∂h_{s−k}‖, and what it takes to make means of it.
+
+    Args:
+        truncation: k1, k2 and losses, where only what truncation hands back is to count.
+
+    Returns:
+        The sums, `[T, K + 1]`, 0 where there is no state k steps before s; Σ of the weights, `[T]`; and where there is
+        such a state, `[T, K + 1]`.
+    """
+    of_call = problem.problem(step, call, (), burn_in)
+    of_step, batch, steps = of_call.recurrence, of_call.batch, of_call.steps
+    end, of_window = run_window(of_step, of_call.state, of_call.xs, effects=True)
+    rows = rows_of(end, of_window, of_call.xs)
+    moving = len(end) - of_call.constants
+    check_finite(problem.state_of(call, unfold(rows.after, batch)))
+
+    objective = problem.objective(of_call, loss, call.loss_dtype, "sum", np.ones(steps, int))
+    targets, mask = fold((objective.targets, objective.mask))
+    from_losses = credit(of_step, rows, objective.pull, targets, mask, of_call.wanted)
+    by_step = linearise(of_step, rows), from_losses.to_after, from_losses.to_before
+    residuals, to_after, to_before = unfold(by_step, batch)
+    fixed = of_step.pullback.prepare(of_step.weights)
+    pull = jax.vmap(jax.vmap(of_step.pullback.pull, in_axes=(None, 0, 0)), in_axes=(None, 0, 0))
+
+    def norms(delta: Leaves) -> jax.Array:
+        squares = [jnp.square(jnp.abs(d)).reshape(steps, batch, -1).sum(-1) for d in delta[:moving] if d is not None]
+        return jnp.sqrt(sum(squares, jnp.zeros((), objective.dtype))).sum(-1)
+
+    def one_step_back(delta: Leaves, lag: Any) -> Leaves:
+        passed = jnp.maximum(jnp.arange(steps) - lag, 0)
+        return pull(fixed, jax.tree.map(lambda r: r[passed], residuals), delta)
+
+    nothing = [d if d is None else jnp.zeros((steps, *d.shape), d.dtype) for d in problem.zero_delta(end)]
+    at_once = add(nothing, to_after)
+    _, of_lags = jax.lax.scan(
+        lambda delta, lag: (one_step_back(delta, lag), norms(delta)),
+        add(one_step_back(at_once, 0), to_before),
+        jnp.arange(1, lags + 1),
+    )
+    there = np.arange(steps)[:, None] >= np.arange(lags + 1)
+    windows = there if truncation is None else Grid(steps, *truncation).reaches(lags)
+    by_lag = jnp.concatenate([norms(at_once)[None], of_lags]).T
+    weights = jnp.ones((steps, batch), objective.dtype) if objective.mask is None else jnp.abs(objective.mask)
+    return jnp.where(there, by_lag * windows, 0), weights.sum(-1), there
+
+
+def _mean(total: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
+
+
+def _check_truncation(k1: Any, k2: Any, losses: Any) -> tuple[int, int, str] | None:
+    if (k1 is None) != (k2 is None):
+        raise ValueError(f"k1, k2: found {k1} and {k2}, expected both, for truncated BPTT, or neither, for exact")
+    return None if k1 is None else (*check_truncation(k1, k2, losses)[:2], losses)
