@@ -16,6 +16,9 @@ has the same by `jax.grad`; `training` makes updates of them, `batching` what th
 how far credit travels.
 """
 
+import importlib
+from typing import Any
+
 from jax_bptt import batching, cells, diagnostics, losses, reference, training
 from jax_bptt.bptt import bptt, state_gradients
 from jax_bptt.model import Cell
@@ -35,3 +38,10 @@ __all__ = [
     "truncated_bptt",
     "unroll",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`jax_bptt.plots`, imported where it is used, since matplotlib need not be installed."""
+    if name == "plots":
+        return importlib.import_module("jax_bptt.plots")
+    raise AttributeError(f"module 'jax_bptt' has no attribute {name!r}")

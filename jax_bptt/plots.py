@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+from jax_bptt.checks import check_truncation
+from jax_bptt.laps import Grid
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
@@ -47,7 +53,7 @@ def training_curve(
         ax.axhline(value, linestyle=style, color=GREY, linewidth=1.2, label=f"{name}: {value:.2f}")
     ax.set(xlabel="characters read (millions)", ylabel="bits per character", title="Training", ylim=(0, None))
     ax.set_xlim(0, millions[-1] if len(millions) else 1)
-    ax.legend(frameon=False, fontsize="small")
+    _legend(ax)
     return figure
 
 
@@ -64,15 +70,7 @@ def accuracies(accuracy: Mapping[str, Sequence[float]], *, ax: Axes | None = Non
     figure, ax = _axes(ax)
     for i, (name, shares) in enumerate(accuracy.items()):
         label = f"{name}: {100 * shares[-1]:.1f} %"
-        style = "-" if i < len(COLORS) else "--"
-        ax.plot(
-            np.arange(1, len(shares) + 1),
-            100 * np.asarray(shares),
-            style,
-            color=COLORS[i % len(COLORS)],
-            linewidth=1.8,
-            label=label,
-        )
+        ax.plot(np.arange(1, len(shares) + 1), 100 * np.asarray(shares), **_line(i), label=label)
     ax.set(xlabel="epoch", ylabel="test images told right (%)", title="Accuracy by gradient", ylim=(0, 100))
     ax.legend(frameon=False, fontsize="small", loc="lower right")
     return figure
@@ -89,11 +87,126 @@ def gradient_norms(norms: Mapping[str, Sequence[float]], *, ax: Axes | None = No
         The figure.
     """
     figure, ax = _axes(ax)
-    for color, (name, values) in zip((PURPLE, GREEN, BLUE, ORANGE), norms.items(), strict=False):
-        positive = np.where(np.asarray(values) > 0, values, np.nan)
-        ax.plot(np.arange(1, len(positive) + 1), positive, color=color, linewidth=1.8, label=name)
+    for i, (name, values) in enumerate(norms.items()):
+        ax.plot(np.arange(1, len(values) + 1), _positive(np.asarray(values)), **_line(i), label=name)
     ax.set(xlabel="step t of the chunk", ylabel="‖∂L/∂h_t‖", title="Credit over time", yscale="log")
-    ax.legend(frameon=False, fontsize="small")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(ax)
+    return figure
+
+
+def credit_matrix(
+    matrix: Any,
+    *,
+    k1: int | None = None,
+    k2: int | None = None,
+    losses: str = "newest",
+    decades: float = 6,
+    ax: Axes | None = None,
+) -> Figure:
+    """‖∂ℓ_s/∂h_t‖ of every loss s and state t, with the windows of truncation drawn over it.
+
+    Args:
+        matrix: `[T, T]`, as `jax_bptt.diagnostics.credit_matrix` returns it; on a logarithmic scale, where 0 stays
+            blank.
+        k1, k2, losses: of the truncation whose windows are drawn, each a frame around the losses that it has and the
+            states that it hands their credit to; none where k1 and k2 are None.
+        decades: how many powers of ten below the largest entry the scale goes; what is less has the colour of its end.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if the matrix is not of `[T, T]`, or only one of k1 and k2 is given.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"matrix: found shape {matrix.shape}, expected [T, T]")
+    if (k1 is None) != (k2 is None):
+        raise ValueError(f"k1, k2: found {k1} and {k2}, expected both, to draw windows, or neither")
+    figure, ax = _axes(ax, width=5)
+    steps, largest = len(matrix), np.nanmax(matrix, initial=0) or 1.0
+    shown = np.where(matrix > 0, np.maximum(matrix, largest * 10.0**-decades), np.nan)
+    low, high = 0.5, steps + 0.5
+    scale = LogNorm(largest * 10.0**-decades, largest)
+    image = ax.imshow(shown, norm=scale, cmap="viridis", extent=(low, high, high, low), interpolation="nearest")
+    figure.colorbar(image, ax=ax, label="‖∂ℓ_s/∂h_t‖", shrink=0.85)
+    if k1 is not None and k2 is not None:
+        for start, first, end in Grid(steps, *check_truncation(k1, k2, losses)[:2], losses).windows():
+            end = min(end, steps)
+            if first < end:
+                corners = _staircase(start, first, end)
+                ax.add_patch(Polygon(corners, fill=False, edgecolor=ORANGE, linewidth=1.5, clip_on=False))
+    ax.set(xlabel="state t", ylabel="loss s", title="Credit of losses to states", xlim=(low, high), ylim=(high, low))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def _staircase(start: int, first: int, end: int) -> np.ndarray:
+    """The outline of the states `start + 1 … s` of the losses `s = first + 1 … end`."""
+    corners = [(start + 0.5, end + 0.5), (start + 0.5, first + 0.5)]
+    for s in range(first + 1, end + 1):
+        corners += [(s + 0.5, s - 0.5), (s + 0.5, s + 0.5)]
+    return np.asarray(corners)
+
+
+def lag_profile(profiles: Any, *, k2: int | None = None, ax: Axes | None = None) -> Figure:
+    """The credit of a loss to the states before it, by how many steps it travels back.
+
+    Args:
+        profiles: `[K + 1]`, as `jax_bptt.diagnostics.lag_profile` returns it, or several by name; drawn on a
+            logarithmic scale, where 0 leaves a gap.
+        k2: a horizon to mark, such as `suggest_k2` returns.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The figure.
+    """
+    figure, ax = _axes(ax)
+    named = profiles if isinstance(profiles, Mapping) else {"": profiles}
+    for i, (name, values) in enumerate(named.items()):
+        ax.plot(np.arange(len(values)), _positive(np.asarray(values)), **_line(i), label=name)
+    if k2 is not None:
+        ax.axvline(k2, color="black", linestyle=":", linewidth=1.2, label=f"horizon of {k2} steps")
+    ax.set(xlabel="lag k (steps)", ylabel="mean of ‖∂ℓ_s/∂h_{s−k}‖", title="How far credit travels", yscale="log")
+    if len(named) > 1 or k2 is not None or "" not in named:
+        _legend(ax)
+    return figure
+
+
+def truncation_bias(
+    bias: Any, *, parameters: bool = True, tolerance: float | None = None, ax: Axes | None = None
+) -> Figure:
+    """The relative error of truncated gradients against their horizon.
+
+    Args:
+        bias: as `jax_bptt.diagnostics.truncation_bias` returns it: all params in black, with twice the standard error,
+            and each of those that it tells of.
+        parameters: whether each param gets a line.
+        tolerance: a relative error to mark.
+        ax: where to draw; None makes a figure.
+
+    Returns:
+        The figure.
+    """
+    figure, ax = _axes(ax)
+    k2, order = np.asarray(bias.k2), np.argsort(bias.k2, kind="stable")
+    if parameters:
+        for i, (name, errors) in enumerate(bias.relative_error_of.items()):
+            ax.plot(k2[order], _positive(np.asarray(errors)[order]), **_line(i), label=name, marker="o", markersize=3)
+    error, deviation = np.asarray(bias.relative_error)[order], np.nan_to_num(np.asarray(bias.standard_error)[order])
+    low = np.minimum(2 * deviation, 0.9 * error)  # a logarithmic scale has no place for less than nothing
+    ax.errorbar(
+        k2[order], _positive(error), [low, 2 * deviation], color="black", linewidth=2.2, capsize=3, label="all params"
+    )
+    if tolerance is not None:
+        ax.axhline(tolerance, color="black", linestyle=":", linewidth=1.2, label=f"tolerance {tolerance:g}")
+    ax.set(xlabel="horizon k2 (steps)", ylabel="‖ĝ − g‖ / ‖g‖", title="Error of the truncated gradient", yscale="log")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    _legend(ax)
     return figure
 
 
@@ -144,6 +257,20 @@ def _axes(ax: Axes | None, width: float = 6) -> tuple[Any, Axes]:
         ax = figure.add_subplot()
     ax.spines[["top", "right"]].set_visible(False)
     return ax.figure, ax
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, np.nan)
+
+
+def _line(i: int) -> dict[str, Any]:
+    """The look of the i-th of several lines."""
+    style = ("-", "--", "-.", ":")[i // len(COLORS) % 4]
+    return {"color": COLORS[i % len(COLORS)], "linestyle": style, "linewidth": 1.8}
+
+
+def _legend(ax: Axes) -> None:
+    ax.legend(frameon=False, fontsize="small")
 
 
 def report(
