@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from jax_bptt.checks import check_truncation
 from jax_bptt.laps import Grid
@@ -205,7 +205,7 @@ def truncation_bias(
         ax.axhline(tolerance, color="black", linestyle=":", linewidth=1.2, label=f"tolerance {tolerance:g}")
     ax.set(xlabel="horizon k2 (steps)", ylabel="‖ĝ − g‖ / ‖g‖", title="Error of the truncated gradient", yscale="log")
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     _legend(ax)
     return figure
 

@@ -176,7 +176,7 @@ def test_standard_error_is_that_of_leaving_out_one_sequence_at_a_time():
     assert np.isnan(make(args.params, *one).standard_error).all()
 
 
-@pytest.mark.parametrize(("losses", "k1", "k2"), [("all", 2, 5), ("last", 3, 4), ("all", 3, 1)])
+@pytest.mark.parametrize(("losses", "k1", "k2"), [("all", 2, 5), ("last", 3, 4)])
 def test_bias_of_means_takes_losses_as_often_as_they_count(losses, k1, k2):
     args, (model, loss) = arguments(PROBLEMS["elman"], 5, T, 3), (PROBLEMS["elman"].model, PROBLEMS["elman"].loss)
     mask = np.random.default_rng(1).integers(1, 3, size=(T, 3)).astype(float)

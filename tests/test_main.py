@@ -24,6 +24,15 @@ SMALL = ["--hidden", "12", "--embedding", "6", "--chunk", "16", "--batch", "8", 
 NUMBER = r"\d+\.\d+"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _shared_compilations(tmp_path_factory):
+    """What one run of the command has compiled, the next ones of the same sizes need not compile again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compilations")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
 @pytest.fixture
 def small_text(tmp_path):
     path = tmp_path / "small.txt"

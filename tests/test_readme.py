@@ -18,6 +18,9 @@ def test_code_runs_from_top_to_bottom_and_learns(tmp_path):
     assert done.returncode == 0, done.stderr
     (loss,) = re.findall(r"loss (\d\.\d+); that of saying nothing is 0\.5", done.stdout)
     assert float(loss) < 0.1
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {"credit_matrix.png", "lag_profile.png", "truncation_bias.png"}
+    assert drawn <= set(re.findall(r"\]\(notebooks/pictures/([\w.]+)\)", README))
 
 
 def test_commands_use_extras_that_exist():
