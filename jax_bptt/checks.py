@@ -84,6 +84,13 @@ def check_truncation(k1: Any, k2: Any, losses: Any, context: Any = 0) -> tuple[i
     return k1, k2, context
 
 
+def check_if_truncated(k1: Any, k2: Any, losses: Any = "newest") -> tuple[int, int, str] | None:
+    """k1, k2 and losses where both are given; None, for exact BPTT, where neither is."""
+    if (k1 is None) != (k2 is None):
+        raise ValueError(f"k1, k2: found {k1} and {k2}, expected both, for truncated BPTT, or neither, for exact")
+    return None if k1 is None else (*check_truncation(k1, k2, losses)[:2], losses)
+
+
 def check_argnums(argnums: Any) -> tuple[int, ...]:
     """One of 0, 1 and 2, or several; returned as a tuple."""
     several = argnums if isinstance(argnums, tuple | list) else (argnums,)

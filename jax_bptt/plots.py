@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from jax_bptt.checks import check_truncation
+from jax_bptt.checks import check_if_truncated, describe
+from jax_bptt.diagnostics import TruncationBias
 from jax_bptt.laps import Grid
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
@@ -123,8 +124,7 @@ def credit_matrix(
     matrix = np.asarray(matrix, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"matrix: found shape {matrix.shape}, expected [T, T]")
-    if (k1 is None) != (k2 is None):
-        raise ValueError(f"k1, k2: found {k1} and {k2}, expected both, to draw windows, or neither")
+    truncation = check_if_truncated(k1, k2, losses)
     figure, ax = _axes(ax, width=5)
     steps, largest = len(matrix), np.nanmax(matrix, initial=0) or 1.0
     shown = np.where(matrix > 0, np.maximum(matrix, largest * 10.0**-decades), np.nan)
@@ -132,8 +132,8 @@ def credit_matrix(
     scale = LogNorm(largest * 10.0**-decades, largest)
     image = ax.imshow(shown, norm=scale, cmap="viridis", extent=(low, high, high, low), interpolation="nearest")
     figure.colorbar(image, ax=ax, label="‖∂ℓ_s/∂h_t‖", shrink=0.85)
-    if k1 is not None and k2 is not None:
-        for start, first, end in Grid(steps, *check_truncation(k1, k2, losses)[:2], losses).windows():
+    if truncation is not None:
+        for start, first, end in Grid(steps, *truncation).windows():
             end = min(end, steps)
             if first < end:
                 corners = _staircase(start, first, end)
@@ -163,10 +163,15 @@ def lag_profile(profiles: Any, *, k2: int | None = None, ax: Axes | None = None)
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: if a profile is not of `[K + 1]`.
     """
     figure, ax = _axes(ax)
     named = profiles if isinstance(profiles, Mapping) else {"": profiles}
     for i, (name, values) in enumerate(named.items()):
+        if np.ndim(values) != 1:
+            raise ValueError(f"profiles: found shape {np.shape(values)}, expected [K + 1], or several such by name")
         ax.plot(np.arange(len(values)), _positive(np.asarray(values)), **_line(i), label=name)
     if k2 is not None:
         ax.axvline(k2, color="black", linestyle=":", linewidth=1.2, label=f"horizon of {k2} steps")
@@ -177,7 +182,7 @@ def lag_profile(profiles: Any, *, k2: int | None = None, ax: Axes | None = None)
 
 
 def truncation_bias(
-    bias: Any, *, parameters: bool = True, tolerance: float | None = None, ax: Axes | None = None
+    bias: TruncationBias, *, parameters: bool = True, tolerance: float | None = None, ax: Axes | None = None
 ) -> Figure:
     """The relative error of truncated gradients against their horizon.
 
@@ -190,7 +195,12 @@ def truncation_bias(
 
     Returns:
         The figure.
+
+    Raises:
+        TypeError: if `bias` is something else.
     """
+    if not isinstance(bias, TruncationBias):
+        raise TypeError(f"bias: found {describe(bias)}, expected a TruncationBias, as truncation_bias returns it")
     figure, ax = _axes(ax)
     k2, order = np.asarray(bias.k2), np.argsort(bias.k2, kind="stable")
     if parameters:

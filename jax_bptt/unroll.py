@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt import problem
-from jax_bptt.checks import SAVES, check_call, check_choice, check_count, check_truncation
+from jax_bptt.checks import SAVES, check_call, check_choice, check_count, check_if_truncated
 from jax_bptt.forward import default_save, forward
 from jax_bptt.laps import Grid, default_lanes, reverse_truncated
 from jax_bptt.model import Model, step_of
@@ -64,10 +64,7 @@ def unroll(
         As `bptt` and `truncated_bptt`.
     """
     step = step_of(model)
-    if (k1 is None) != (k2 is None):
-        raise ValueError(f"k1, k2: found {k1} and {k2}, expected both, for truncated BPTT, or neither, for exact")
-    if k1 is not None:
-        k1, k2, _ = check_truncation(k1, k2, "newest")
+    k1, k2, _ = check_if_truncated(k1, k2) or (None, None, None)
     for name, count in (("window", window), ("parallel", parallel)):
         if count is not None:
             check_count(name, count)

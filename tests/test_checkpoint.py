@@ -138,7 +138,7 @@ def test_a_file_is_no_directory(tree, tmp_path):
 # By the command.
 
 SMALL = ["--hidden", "8", "--embedding", "4", "--chunk", "8", "--batch", "4", "--sample", "0", "--k1", "4", "--k2", "6"]
-RUN = [*SMALL, "--steps", "400", "--every", "7", "--online"]
+RUN = [*SMALL, "--steps", "200", "--every", "7", "--online"]
 
 
 @pytest.fixture(scope="module")
@@ -180,12 +180,12 @@ def test_killed_at_any_moment_and_resumed_ends_as_if_it_had_not_been(small_text,
     assert _table(out_killed) == _table(out)
     logs = [[line.split('"seconds"')[0] for line in (d / "log").read_text().splitlines()] for d in (whole, killed)]
     assert logs[0] == logs[1]
-    assert len(logs[0]) == 400
+    assert len(logs[0]) == 200
 
 
 def _end(directory):
     """The digest of all that training changed, after the last step."""
-    return json.loads((directory / "c" / "400" / "settings" / "metadata").read_text())["digest"]
+    return json.loads((directory / "c" / "200" / "settings" / "metadata").read_text())["digest"]
 
 
 def _table(out):

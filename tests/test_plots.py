@@ -163,8 +163,10 @@ def test_truncation_bias_draws_errors_by_horizon_in_order():
         (lambda: plots.credit_matrix(np.ones((3, 4))), r"matrix: found shape \(3, 4\), expected \[T, T\]"),
         (lambda: plots.credit_matrix(np.ones((3, 3)), k1=2), "k1, k2: found 2 and None, expected both"),
         (lambda: plots.credit_matrix(np.ones((3, 3)), k1=3, k2=2), "k2: found 2, expected at least k1 = 3"),
+        (lambda: plots.lag_profile(np.ones((3, 3))), r"profiles: found shape \(3, 3\), expected \[K \+ 1\]"),
+        (lambda: plots.truncation_bias([0.1, 0.2]), "bias: found .* of type list, expected a TruncationBias"),
     ],
 )
 def test_what_cannot_be_drawn(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         make()

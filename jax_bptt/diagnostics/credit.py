@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_bptt import problem
-from jax_bptt.checks import Call, check_call, check_count, check_finite, check_options, check_truncation
+from jax_bptt.checks import Call, check_call, check_count, check_finite, check_if_truncated, check_options
 from jax_bptt.forward import rows_of, run_window
 from jax_bptt.laps import Grid
 from jax_bptt.model import Loss, Model, Step, step_of
@@ -42,7 +42,8 @@ def lag_profile(
         φ_k = mean over s of ‖∂ℓ_s/∂h_{s−k}‖,    k = 0 … K
 
     The norm is that of one example, over all leaves of its state; the mean is over the losses s that have a state k
-    steps before them (h_1 is the first one), and over the batch.
+    steps before them (h_1 is the first one), and over the batch. Each lag takes one pass over all steps at once, whose
+    linearisation is in memory as a whole: of long sequences take a stretch.
 
     Args:
         model, loss, burn_in: as for `jax_bptt.bptt`.
@@ -67,16 +68,15 @@ def lag_profile(
     step = step_of(model)
     check_options(loss, "sum", burn_in)
     lags = check_count("lags", lags, at_least=0)
-    truncation = _check_truncation(k1, k2, losses)
+    truncation = check_if_truncated(k1, k2, losses)
 
     def profile(
         params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
     ) -> jax.Array:
         call = check_call(step, loss, (), params, state, xs, targets, mask, reset, reset_state, burn_in)
-        if lags >= call.steps - burn_in:
-            raise ValueError(
-                f"lags: found {lags}, expected less than the {call.steps - burn_in} time steps with a loss"
-            )
+        steps = call.steps - burn_in
+        if lags >= steps:
+            raise ValueError(f"lags: found {lags}, expected less than the {steps} time steps after the burn-in")
         norms, weights, there = credit_by_lag(step, loss, call, lags, burn_in, truncation)
         if per_step:
             return jnp.where(there, _mean(norms, weights[:, None]), jnp.nan)
@@ -115,7 +115,7 @@ def credit_matrix(
     """
     step = step_of(model)
     check_options(loss, "sum", burn_in)
-    truncation = _check_truncation(k1, k2, losses)
+    truncation = check_if_truncated(k1, k2, losses)
 
     def matrix(
         params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
@@ -183,9 +183,3 @@ def credit_by_lag(
 
 def _mean(total: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
-
-
-def _check_truncation(k1: Any, k2: Any, losses: Any) -> tuple[int, int, str] | None:
-    if (k1 is None) != (k2 is None):
-        raise ValueError(f"k1, k2: found {k1} and {k2}, expected both, for truncated BPTT, or neither, for exact")
-    return None if k1 is None else (*check_truncation(k1, k2, losses)[:2], losses)
