@@ -134,7 +134,7 @@ def test_states_with_keys_and_integers():
         "h": jnp.stack([state["h"]] * B), "key": jax.random.split(state["key"], B), "t": jnp.stack([state["t"]] * B)
     }  # fmt: skip
     xs, targets = jnp.broadcast_to(x, (T, B, *x.shape)), jnp.zeros((T, B, 2))
-    matrix = D.credit_matrix(step, jb.losses.squared_error)(params, states, xs, targets)
+    matrix = jax.jit(D.credit_matrix(step, jb.losses.squared_error))(params, states, xs, targets)
     deltas = jb.state_gradients(step, jb.losses.squared_error)(params, states, xs, targets, mask=np.arange(T) == 6)
     np.testing.assert_allclose(matrix[6], np.linalg.norm(deltas["h"], axis=2).mean(1), rtol=1e-10, atol=1e-13)
     assert D.jacobian_norms(step)(params, states, xs).shape == (T, B)
@@ -244,7 +244,7 @@ def test_lyapunov_exponents_of_a_linear_network_are_the_logs_of_its_eigenvalues(
 
 def test_jacobian_norms_are_those_of_jacrev():
     problem, args = PROBLEMS["lstm"], arguments(PROBLEMS["lstm"], 1, 4, B)
-    norms, state = D.jacobian_norms(problem.model)(*args[:3]), args.state
+    norms, state = jax.jit(D.jacobian_norms(problem.model))(*args[:3]), args.state
     for t in range(4):
         for b in range(B):
             one = jax.tree.map(jnp.asarray, at(state, b))
