@@ -195,6 +195,10 @@ def diagonal_step(params, h, x):
     return h, h
 
 
+def summed(output, target):  # a loss whose gradient is the target
+    return jnp.sum(output * target)
+
+
 @pytest.mark.parametrize("r", [0.5, 0.9, 0.97])
 @pytest.mark.parametrize("tolerance", [0.3, 0.1, 0.01])
 @pytest.mark.parametrize("k1", [1, 4])
@@ -202,8 +206,7 @@ def test_suggest_k2_of_a_known_decay_is_that_of_the_closed_form(r, tolerance, k1
     # ‖∂ℓ_s/∂h_{s−k}‖ = r^k ‖∂ℓ_s/∂h_s‖, of which a horizon of k steps loses the share r^k.
     rng = np.random.default_rng(0)
     xs, steps = rng.normal(size=(400, 1, 1)), 24
-    loss = lambda output, target: jnp.sum(output * target)  # noqa: E731  # whose gradient is 1 everywhere
-    profile = D.lag_profile(diagonal_step, loss, steps)({"r": r}, jnp.zeros((1, 1)), xs, jnp.ones_like(xs))
+    profile = D.lag_profile(diagonal_step, summed, steps)({"r": r}, jnp.zeros((1, 1)), xs, jnp.ones_like(xs))
     np.testing.assert_allclose(profile, r ** np.arange(steps + 1), rtol=1e-10)
     closed = math.ceil(math.log(tolerance) / math.log(r))
     assert abs(D.suggest_k2(profile, tolerance, k1=k1) - (closed + k1 - 1)) <= 1
