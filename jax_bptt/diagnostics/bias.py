@@ -17,6 +17,7 @@ import numpy as np
 
 from jax_bptt.bptt import bptt
 from jax_bptt.checks import Call, check_call, check_finite, check_options, check_truncation, describe
+from jax_bptt.diagnostics.credit import mean
 from jax_bptt.laps import Grid
 from jax_bptt.model import Loss, Model, step_of
 from jax_bptt.split import Leaves
@@ -133,7 +134,7 @@ def _share(call: Call, burn_in: int, counts: np.ndarray) -> jax.Array:
     weights = jnp.ones((call.steps, 1), call.loss_dtype) if call.mask is None else call.mask
     weights = weights[burn_in:]
     so_often = (weights * jnp.asarray(counts, weights.dtype)[:, None]).sum()
-    return jnp.where(so_often == 0, 0, weights.sum() / jnp.where(so_often == 0, 1, so_often))
+    return mean(weights.sum(), so_often)
 
 
 def _relative_error(g_hat: Leaves, g: Leaves) -> jax.Array:

@@ -79,8 +79,8 @@ def lag_profile(
             raise ValueError(f"lags: found {lags}, expected less than the {steps} time steps after the burn-in")
         norms, weights, there = credit_by_lag(step, loss, call, lags, burn_in, truncation)
         if per_step:
-            return jnp.where(there, _mean(norms, weights[:, None]), jnp.nan)
-        return _mean(norms.sum(0), (weights[:, None] * there).sum(0))
+            return jnp.where(there, mean(norms, weights[:, None]), jnp.nan)
+        return mean(norms.sum(0), (weights[:, None] * there).sum(0))
 
     return profile
 
@@ -127,7 +127,7 @@ def credit_matrix(
         norms, weights, _ = credit_by_lag(step, loss, call, steps - 1, burn_in, truncation)
         loss_step, state_step = np.indices((steps, steps))
         by_state = norms[loss_step, np.maximum(loss_step - state_step, 0)]
-        return jnp.where(state_step <= loss_step, _mean(by_state, weights[:, None]), 0)
+        return jnp.where(state_step <= loss_step, mean(by_state, weights[:, None]), 0)
 
     return matrix
 
@@ -181,5 +181,6 @@ def credit_by_lag(
     return jnp.where(there, by_lag * windows, 0), weights.sum(-1), there
 
 
-def _mean(total: jax.Array, weight: jax.Array) -> jax.Array:
+def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
+    """A weighted sum over the sum of its weights, 0 where that is 0."""
     return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
