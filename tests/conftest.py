@@ -1,13 +1,23 @@
 import os
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
+
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 # Both precisions are tested: arrays carry their dtypes, and the default one is double.
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+if PROFILE == "default":
+    # Hundreds of small programs are run once each and judged by their numbers: LLVM need not optimise them. The
+    # thorough profile, and what the tests start as a process of its own, are compiled as users' programs are.
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0")
+        jax.block_until_ready(jax.jit(lambda: 0)())  # reads the flags
+
 _common = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "print_blob": False}
 settings.register_profile("default", max_examples=40, **_common)
 settings.register_profile("thorough", max_examples=2000, **_common)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+settings.load_profile(PROFILE)
