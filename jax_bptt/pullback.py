@@ -41,11 +41,11 @@ from jax_bptt.jaxprs import (
 )
 from jax_bptt.split import Leaves, combine, differentiable
 
-KEEP_FROM = 150
+KEEP_FROM = 90
 """Operations of products that it must take to compute a byte again for it to be kept.
 
 (Measured on two CPU cores, H from 64 to 512, B from 1 to 128: a GRU takes 0.375·H operations per byte, an LSTM 0.5·H.
-Below 150 the time was 0.75 to 1.1 of that with all kept, at half the memory; above, 1.05 to 1.1.)
+Below 90 the time was 0.92 to 1.13 of that with all kept, at a third to half of the memory; above, 1.01 to 1.15.)
 """
 
 
