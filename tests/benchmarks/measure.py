@@ -1,5 +1,6 @@
 """Time, memory and compile time of contenders, in turns."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -46,14 +47,19 @@ def compiled(name: str, function: Callable, args: tuple, pick: Callable[[Any], t
 
 
 def measure(contenders: Sequence[Contender], repeats: int) -> list[Measured]:
-    """The median time of each over the repeats, one after the other in each; all have run once before."""
+    """The median time of each over the repeats, one after the other in each; all have run once before.
+
+    Each repeat has an order of its own. (In one and the same order, whoever came after PyTorch, whose threads go on
+    spinning for a while, took up to twice as long.)
+    """
     results = [contender.pick(contender.run()) for contender in contenders]
     seconds = [[] for _ in contenders]
+    orders = random.Random(0)
     for _ in range(repeats):
-        for contender, times in zip(contenders, seconds, strict=True):
+        for i in orders.sample(range(len(contenders)), len(contenders)):
             start = time.perf_counter()
-            contender.run()
-            times.append(time.perf_counter() - start)
+            contenders[i].run()
+            seconds[i].append(time.perf_counter() - start)
     return [
         Measured(
             contender.name,
