@@ -19,5 +19,5 @@ if PROFILE == "default":
 
 _common = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "print_blob": False}
 settings.register_profile("default", max_examples=40, **_common)
-settings.register_profile("thorough", max_examples=2000, **_common)
+settings.register_profile("thorough", max_examples=1000, **_common)
 settings.load_profile(PROFILE)
