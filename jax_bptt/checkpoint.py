@@ -5,14 +5,15 @@
         save(step, tree)
 
 A checkpoint is there whole or not at all, whenever the process is killed: orbax writes it under another name and then
-renames it. It bears the settings of what was trained and a digest of its arrays, so that a directory of something else,
-or one that was damaged, is refused; `restore` never writes.
+renames it, and an old one is renamed before it is deleted. It bears the settings of what was trained and a digest of
+its arrays, so that a directory of something else, or one that was damaged, is refused; `restore` never writes.
 
 Needs orbax: `pip install 'jax_bptt[checkpoint]'`.
 """
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ from jax_bptt.problem import is_number
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 """In the names of what orbax is about to write, or was when it was killed."""
+
+DELETED = f"deleted{TEMPORARY}"
+"""Where old checkpoints are moved to be deleted, which takes a while in which the process may be killed, too."""
 
 
 def restore(directory: str | Path, settings: Mapping[str, Any], like: Any) -> tuple[int, Any] | None:
@@ -89,8 +93,9 @@ def saver(directory: str | Path, settings: Mapping[str, Any]) -> Iterator[Callab
         directory: made where it does not exist.
         settings: what is trained; `restore` wants the same.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    with ocp.CheckpointManager(Path(directory).resolve(), options=options) as manager:
+    path = Path(directory).resolve()
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False, todelete_subdir=DELETED)
+    with ocp.CheckpointManager(path, options=options) as manager:
 
         def save(step: int, tree: Any) -> None:
             described = {"settings": dict(settings), "digest": _digest(tree)}
@@ -98,6 +103,8 @@ def saver(directory: str | Path, settings: Mapping[str, Any]) -> Iterator[Callab
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(tree), settings=ocp.args.JsonSave(described)),
             )
+            if (path / DELETED).exists():
+                shutil.rmtree(path / DELETED)
 
         yield save
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,25 @@ def test_any_damage_is_refused_and_nothing_is_touched(tree, tmp_path):
     # In a process of its own: orbax leaves coroutines behind when it cannot read a file.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         assert process.submit(refusals, tmp_path / "sound").result() >= 10
+
+
+def test_killed_while_an_old_one_is_deleted(tree, tmp_path, monkeypatch):
+    for removed in range(5):
+
+        def killed(path, *_, removed=removed, rmtree=shutil.rmtree, **__):
+            (old,) = [entry for entry in (Path(path), *Path(path).iterdir()) if entry.name == "1"]
+            for entry in sorted(old.iterdir(), reverse=True)[:removed]:
+                rmtree(entry) if entry.is_dir() else entry.unlink()
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", killed)
+            with pytest.raises(KeyboardInterrupt):
+                save(tmp_path / str(removed), tree, steps=(1, 2, 3))
+        step, _ = checkpoint.restore(tmp_path / str(removed), SETTINGS, tree)
+        assert step == 3
+        save(tmp_path / str(removed), tree, steps=(4,))
+        assert sorted(path.name for path in (tmp_path / str(removed)).iterdir()) == ["3", "4"]
 
 
 @pytest.mark.parametrize("entry", ["notes.txt", "12", "model"])
