@@ -103,7 +103,7 @@ def test_other_cells_equal_the_reference(name):
 
 
 @hypothesis.given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.booleans())
-@hypothesis.settings(max_examples=8)
+@hypothesis.settings(max_examples=12)
 def test_exact_gradients_with_reset_and_burn_in_equal_the_oracle(seed, T, given_state):
     rng = np.random.default_rng(seed)
     args = arguments(PROBLEMS["lstm"], seed, T, 2)
