@@ -109,7 +109,7 @@ def test_any_window_gives_the_same_gradient():
     for T in (1, 2, 11, 97):
         args = arguments(problem, T, T, 2)
         want = compiled(jb.reference.bptt, "elman", argnums=(0, 1, 2))(*args)
-        for window in {None, 1, 5, T - 1, T, T + 1} if T == 11 else {None, T + 1}:
+        for window in {None, 1, 5, max(1, T - 1), T, T + 1} if T < 97 else {None}:
             for save in ("dots", "states", "boundaries"):
                 got = compiled(jb.bptt, "elman", argnums=(0, 1, 2), window=window, save=save)(*args)
                 assert difference(got, want) <= 1e-12
