@@ -29,6 +29,7 @@ from jax_bptt.reverse import (
     credit,
     immediate,
     linearise,
+    lying,
     recur,
 )
 from jax_bptt.split import Leaves, differentiable
@@ -201,7 +202,7 @@ def reverse_truncated(
         weights_more, x_bar = immediate(recurrence, rows, flat, wanted)
         here = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), add(by_block(x_bar), xs_more))
         xs_bar = jax.tree.map(lambda bar, more: _add_at(bar, more, block[0]), xs_bar, here)
-        weights_bar = add(add(weights_bar, weights_more), from_losses.weights)
+        weights_bar = add(add(weights_bar, lying(weights_more)), lying(from_losses.weights))
         return (loss + from_losses.losses.sum(), weights_bar, start_bar, xs_bar), None
 
     carry = (
@@ -213,7 +214,7 @@ def reverse_truncated(
     timed = (inputs, targets), mask, saved, ends, jnp.asarray(times), jnp.arange(len(times))
     (loss, weights_bar, start_bar, xs_bar), _ = scan(stretch, carry, timed, Windows(grid.blocks, lanes, overlap=q))
     xs_bar = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[grid.front :][: grid.steps], xs_bar)
-    return loss, weights_bar, start_bar, xs_bar
+    return loss, wanted.upright(weights_bar), start_bar, xs_bar
 
 
 def _laps(
