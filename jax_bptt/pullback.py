@@ -14,8 +14,7 @@ the derivatives are made of: for h_t = tanh(A h_{t−1} + u_t) nothing is kept, 
 """
 
 import functools
-import math
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +22,6 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from jax_bptt.cotangents import evaluate_scaled
-from jax_bptt.cuts import minimum_cut
 from jax_bptt.jaxprs import (
     at_first_place,
     divide,
@@ -31,7 +29,6 @@ from jax_bptt.jaxprs import (
     given,
     grouped,
     inputs,
-    is_costly,
     levels,
     needed,
     product,
@@ -40,14 +37,8 @@ from jax_bptt.jaxprs import (
     trace,
     variables,
 )
+from jax_bptt.keeping import least_kept, worth_keeping
 from jax_bptt.split import Leaves, combine, differentiable
-
-KEEP_FROM = 90
-"""Operations of products that it must take to compute a byte again for it to be kept.
-
-(Measured on two CPU cores, H from 64 to 512, B from 1 to 128: a GRU takes 0.375·H operations per byte, an LSTM 0.5·H.
-Below 90 the time was 0.92 to 1.13 of that with all kept, at a third to half of the memory; above, 1.01 to 1.15.)
-"""
 
 
 class Pullback(NamedTuple):
@@ -99,7 +90,7 @@ def split_pullback(
     S_new = named[: len(S)]
     name = at_first_place([named], [range(len(named))])
     level = levels(jaxpr, [W, [*S, *D], delta])
-    kept = _kept(jaxpr, level, [*S, *S_new], [v for i, v in enumerate(D) if costly is None or costly[i]], name)
+    kept = least_kept(jaxpr, level, [*S, *S_new], [v for i, v in enumerate(D) if costly is None or costly[i]], name)
 
     def recursion(weights, after, kept_values, before, drive, delta_values):
         known = at_first_place([W, S_new, kept, S, D], [weights, after, kept_values, before, drive])
@@ -120,7 +111,7 @@ def split_pullback(
         pull=lambda fixed, residuals, delta: jax.tree.unflatten(
             structure, pull(fixed, residuals, jax.tree.leaves(delta))
         ),
-        worth_keeping=_work(forwards.jaxpr) >= KEEP_FROM * sum(map(_bytes, kept)),
+        worth_keeping=worth_keeping(forwards.jaxpr, kept),
     )
 
 
@@ -239,49 +230,3 @@ def _cut(function: Callable, weights: Leaves, rows: tuple[Leaves, ...], delta: L
 
 def _divide_by(items: list[Any], *trees: Leaves) -> list[list[Any]]:
     return divide(items, *map(len, trees), None)
-
-
-# What to keep beside the states.
-
-
-def _kept(
-    jaxpr: Jaxpr, level: dict[Var, int], states: Iterable[Any], costly: Iterable[Var], among: Container[Var]
-) -> list[Var]:
-    """The fewest bytes of a row from which, with the states, what the pullback reads can be had without products.
-
-    Source:
-        J. Ansel et al., "PyTorch 2: Faster machine learning through dynamic Python bytecode transformation and graph
-        compilation", 2024, for what to save as a minimum cut.
-    """
-    states = set(variables(states))
-    before: dict[Var, list[Var]] = {v: [] for v in costly if v not in states}
-    sources, read = list(before), dict[Var, None]()
-    for eqn in jaxpr.eqns:
-        of_rows = [v for v in dict.fromkeys(variables(eqn.invars)) if level[v] == 1 and v not in states]
-        for out in eqn.outvars:
-            if level[out] == 2:
-                read.update(dict.fromkeys(of_rows))
-            elif level[out] == 1 and out not in states:
-                before[out] = of_rows
-                if is_costly(eqn) and out in among:
-                    sources.append(out)
-    size = {v: _bytes(v) for v in before}
-    too_much = sum(size.values())
-    return minimum_cut(before, {v: s if v in among else too_much for v, s in size.items()}, sources, read)
-
-
-def _work(jaxpr: Jaxpr) -> float:
-    """The floating-point operations of all products; infinite where something costly is none."""
-    operations = 0.0
-    for eqn in filter(is_costly, jaxpr.eqns):
-        if eqn.primitive.name != "dot_general":
-            return math.inf
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        left: Any = eqn.invars[0].aval
-        operations += 2 * shape_of(eqn.outvars[0]).size * math.prod(left.shape[axis] for axis in contracted)
-    return operations
-
-
-def _bytes(variable: Var) -> int:
-    shape = shape_of(variable)
-    return shape.size * shape.dtype.itemsize
