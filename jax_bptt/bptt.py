@@ -50,10 +50,10 @@ def bptt(
             gradients of 0, where the weights sum to 0).
         window: steps in one window, the stretch of time whose steps are done at once; chosen by
             `jax_bptt.windows.default_size` where None. Any size gives the same gradient.
-        save: what the forward pass keeps: "dots", every state and the little beside it that spares the backward pass
-            all products of the transition; "states", every state; or "boundaries", the first state of each window,
-            from which the backward pass runs it again: O(√T) memory for one more forward pass. None is one of the
-            first two, as `jax_bptt.forward.default_save` chooses.
+        save: what the forward pass keeps: "dots", of every step the little with which the backward pass need not
+            compute a product of the transition again; "states", every state; or "boundaries", the first state of each
+            window, from which the backward pass runs it again: O(√T) memory for one more forward pass. None is one of
+            the first two, as `jax_bptt.forward.default_save` chooses.
         burn_in: the first steps only bring the state up to date: they have no loss, and no credit reaches them, nor
             through them the state.
 
@@ -189,16 +189,14 @@ def backpropagate(
     save = save or default_save(of_call.recurrence)
     size = window or default_size(of_call.steps, of_call.batch, save)
     windows = Windows(of_call.steps, min(of_call.steps, size))
-    end, marked, stored, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, save, mark=mark)
+    end, marked, saved, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, save, mark=mark)
     (value, weights_bar, start), emitted = reverse(
         of_call.recurrence,
-        end,
-        stored,
+        saved,
         of_call.xs,
         problem.objective(of_call, loss, call.loss_dtype, reduction, np.ones(of_call.steps, int)),
         problem.zero_delta(end),
         windows,
-        save,
         of_call.wanted,
         emit,
     )

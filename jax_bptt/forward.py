@@ -1,9 +1,12 @@
 """The forward pass: the states of a window, and over all windows what the reverse pass needs of them.
 
-Per window, the inputs of all rows are projected at once; the loop over time steps holds the transition alone. Saved is,
-of every step, the state before it and what the pullback needs beside the states (`save="dots"`); the states alone
-(`save="states"`); or only the state before a window's first step (`save="boundaries"`), from which the reverse pass
+Per window, the inputs of all rows are projected at once; the loop over time steps holds the transition alone. Saved is
+the state before each window's first step, and of every step the state after it and what the pullback needs beside the
+states (`save="dots"`), or the state alone (`save="states"`), or nothing (`save="boundaries"`): then the reverse pass
 runs the window again.
+
+What is saved of a step is written in its place among that of all steps, in arrays of `[T, B, …]` that the loops over
+windows and over steps carry: stacked by each of the two loops, it would be written three times.
 """
 
 from typing import Any, NamedTuple
@@ -50,53 +53,102 @@ def default_save(recurrence: Recurrence) -> str:
 
 
 class Steps(NamedTuple):
-    """What is known of the steps of a window beside the inputs; leaves of `[W, B, …]`."""
+    """What is known of steps beside the inputs; leaves of `[W, B, …]` of a window, of `[T, B, …]` of all.
 
-    before: Leaves
-    """The state before each step."""
+    None in place of leaves that are not saved.
+    """
+
+    after: Leaves
+    """The state after each step."""
     kept: Leaves
     """What the pullback needs beside the states."""
 
 
-def run_window(recurrence: Recurrence, start: Leaves, x: Leaves, *, effects: bool) -> tuple[Leaves, Steps]:
+def space(recurrence: Recurrence, state: Leaves, x: Leaves, save: str | None = None) -> Steps:
+    """Arrays to write the steps of `x` into: all that is known of them, or what is saved."""
+    pullback, length, batch = recurrence.pullback, x[0].shape[0], state[0].shape[0]
+    drive = jax.eval_shape(recurrence.parts.project, recurrence.weights, example(x, 2))
+    after, kept = jax.eval_shape(pullback.advance, recurrence.weights, example(state, 1), drive)
+    states = save != "boundaries"
+    implied = [save == "dots" and i for i in pullback.implied]
+
+    def array(leaf: Any) -> jax.Array:
+        return jax.lax.full((length, batch, *leaf.shape), 0, leaf.dtype)
+
+    return Steps(
+        [array(a) if states and not i else None for a, i in zip(after, implied, strict=True)],
+        [array(k) if save in (None, "dots") else None for k in kept],
+    )
+
+
+def run_window(
+    recurrence: Recurrence, start: Leaves, x: Leaves, into: Steps, place: Any = 0, *, effects: bool
+) -> tuple[Leaves, Steps]:
     """The states of one window.
 
     Args:
         recurrence: the step.
         start: the state before its first step, leaves of `[B, …]`.
         x: its inputs, leaves of `[W, B, …]`.
+        into: where its steps are written, as `space` makes it.
+        place: that of its first step there.
         effects: whether the step's side effects are to be seen.
 
     Returns:
-        The state after its last step, `[B, …]`, and the steps.
+        The state after its last step, `[B, …]`, and `into` with the steps.
     """
     pullback = recurrence.pullback
     drive = unfold(project_rows(recurrence, fold(x)), start[0].shape[0])
     advance = pullback.advance_with_effects if effects else pullback.advance_arranged
     advance = jax.vmap(advance, in_axes=(None, 0, 0))
 
-    def step(state, drive_t):
-        after, kept = advance(recurrence.arranged, state, drive_t)
-        return after, Steps(state, kept)
+    def step(carry, drive_t):
+        state, into, place = carry
+        new = Steps(*advance(recurrence.arranged, state, drive_t))
+        into = Steps(*(_write(arrays, values, place) for arrays, values in zip(into, new, strict=True)))
+        return (new.after, into, place + 1), None
 
-    return jax.lax.scan(step, start, drive, length=x[0].shape[0])
+    (end, steps, _), _ = jax.lax.scan(step, (start, into, jnp.asarray(place)), drive, length=x[0].shape[0])
+    return end, steps
 
 
-def restore(recurrence: Recurrence, stored: Any, x: Leaves, save: str) -> Steps:
-    """The steps of a window, from what was saved of it: as it is, or computed for all rows at once, or run again."""
-    if save == "dots":
-        return stored
-    if save == "boundaries":
-        return run_window(recurrence, stored, x, effects=False)[1]
-    before, batch = fold(stored), stored[0].shape[1]
-    advance = jax.vmap(recurrence.pullback.advance, in_axes=(None, 0, 0))
-    _, kept = advance(recurrence.weights, before, project_rows(recurrence, fold(x)))
-    return Steps(stored, unfold(kept, batch))
+def restore(recurrence: Recurrence, start: Leaves, saved: Steps | None, x: Leaves) -> Steps:
+    """All that is known of a window's steps, from what was saved of them, None where that is nothing.
+
+    The window is run again, or what is missing is computed for all rows at once.
+    """
+    if saved is None:
+        return run_window(recurrence, start, x, space(recurrence, start, x), effects=False)[1]
+    after = states_of(recurrence, start, saved, x)
+    if not any(k is None for k in saved.kept):
+        return Steps(after, saved.kept)
+    before, drive = fold(_before(start, after)), project_rows(recurrence, fold(x))
+    _, kept = jax.vmap(recurrence.pullback.advance, in_axes=(None, 0, 0))(recurrence.weights, before, drive)
+    return Steps(after, unfold(kept, start[0].shape[0]))
+
+
+def states_of(recurrence: Recurrence, start: Leaves, saved: Steps, x: Leaves) -> Leaves:
+    """The state after each step of a window, with the leaves that were not saved."""
+    if not any(a is None for a in saved.after):
+        return saved.after
+    before, after, kept = map(fold, (_before(start, saved.after), *saved))
+    drive = project_rows(recurrence, fold(x))
+    imply = jax.vmap(recurrence.pullback.imply, in_axes=(None, 0, 0, 0, 0))
+    return unfold(imply(recurrence.weights, before, drive, after, kept), start[0].shape[0])
 
 
 def project_rows(recurrence: Recurrence, x: Leaves) -> Leaves:
     """What the transition takes from the inputs of all rows."""
     return jax.vmap(recurrence.parts.project, in_axes=(None, 0))(recurrence.weights, x)
+
+
+class Saved(NamedTuple):
+    """What the forward pass leaves to the reverse pass."""
+
+    starts: PerWindow
+    """Of each window the state before its first step, leaves of `[B, …]`."""
+    steps: Steps | None
+    """Of all steps what is saved of them; None where that is nothing."""
 
 
 class Forward(NamedTuple):
@@ -106,8 +158,7 @@ class Forward(NamedTuple):
     """The state after the last step, leaves of `[B, …]`."""
     marked: Leaves
     """The state after the marked number of steps."""
-    stored: PerWindow
-    """Of each window its `Steps`, the state before every step, `[W, B, …]`, or before the first one, `[B, …]`."""
+    saved: Saved
     outputs: PerWindow
     """Of each window the outputs, `[W, B, …]`, if they are wanted."""
 
@@ -128,27 +179,37 @@ def forward(
         mark: after how many steps the state is to be told; all of them where None.
         outputs: whether the outputs are wanted.
     """
-    batch = state[0].shape[0]
     mark = windows.steps if mark is None else mark
+    marks = mark < windows.steps
 
-    def window(carry: tuple[Leaves, Leaves], timed: tuple[Leaves, jax.Array], _: Any) -> tuple[Any, Any]:
-        (start, marked), (x, times) = carry, timed
-        end, steps = run_window(recurrence, start, x, effects=True)
-        if mark < windows.steps:
+    def run(start: Leaves, x: Leaves, saved: Steps | None, first: jax.Array) -> tuple[Leaves, Steps, Steps | None]:
+        """The state at the end, the steps of the window, and what is saved of all."""
+        if saved is None:
+            into = space(recurrence, start, x, "states" if marks or outputs else save)
+            end, steps = run_window(recurrence, start, x, into, effects=True)
+            return end, steps, None
+        end, saved = run_window(recurrence, start, x, saved, first, effects=True)
+        return end, jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, x[0].shape[0]), saved), saved
+
+    def window(carry: Any, timed: tuple[Leaves, jax.Array], _: Any) -> tuple[Any, Any]:
+        (start, marked, saved), (x, times) = carry, timed
+        end, steps, saved = run(start, x, saved, times[0])
+        made = None
+        if marks:
             place = mark - times[0]
             here = (place >= 0) & (place < len(times))
-            there = jax.tree.map(lambda b: jax.lax.dynamic_index_in_dim(b, place, keepdims=False), steps.before)
+            before = _before(start, states_of(recurrence, start, steps, x))
+            there = jax.tree.map(lambda b: jax.lax.dynamic_index_in_dim(b, place, keepdims=False), before)
             marked = jax.tree.map(lambda a, b: jnp.where(here, a, b), there, marked)
-        made = None
         if outputs:
-            made = unfold(read_rows(recurrence.parts, recurrence.weights, rows_of(end, steps, x)), batch)
-        return (end, marked), ({"dots": steps, "states": steps.before, "boundaries": start}[save], made)
+            rows = rows_of(start, Steps(states_of(recurrence, start, steps, x), []), x)
+            made = unfold(read_rows(recurrence.parts, recurrence.weights, rows), start[0].shape[0])
+        return (end, marked, saved), (start, made)
 
-    (end, marked), out = scan(window, (state, state), (xs, jnp.arange(windows.steps)), windows)
-    full, last = (w or (None, None) for w in out)
-    return Forward(
-        end, marked if mark < windows.steps else end, PerWindow(full[0], last[0]), PerWindow(full[1], last[1])
-    )
+    saved = None if save == "boundaries" else space(recurrence, state, xs, save)
+    (end, marked, saved), out = scan(window, (state, state, saved), (xs, jnp.arange(windows.steps)), windows)
+    starts, made = (PerWindow(*of_windows) for of_windows in zip(*(w or (None, None) for w in out), strict=True))
+    return Forward(end, marked if marks else end, Saved(starts, saved), made)
 
 
 class Rows(NamedTuple):
@@ -160,12 +221,23 @@ class Rows(NamedTuple):
     x: Leaves
 
 
-def rows_of(end: Leaves, steps: Steps, x: Leaves) -> Rows:
-    """The rows of a window, from the state at its end, its steps, and its inputs."""
-    after = [jnp.concatenate([b[1:], e[None]]) for b, e in zip(steps.before, end, strict=True)]
-    return Rows(*map(fold, (steps.before, after, steps.kept, x)))
+def rows_of(start: Leaves, steps: Steps, x: Leaves) -> Rows:
+    """The rows of a window, from the state before its first step, its steps, and its inputs."""
+    return Rows(*map(fold, (_before(start, steps.after), *steps, x)))
 
 
 def read_rows(parts: Parts, weights: Leaves, rows: Rows) -> Any:
     """The outputs of all rows."""
     return jax.vmap(parts.readout, in_axes=(None, 0, 0, 0))(weights, rows.after, rows.x, rows.before)
+
+
+def _before(start: Leaves, after: Leaves) -> Leaves:
+    """The state before each step, `[W, B, …]`."""
+    pairs = zip(start, after, strict=True)
+    return [None if a is None else jnp.concatenate([s[None], a[:-1]]) for s, a in pairs]
+
+
+def _write(arrays: Leaves, values: Leaves, place: Any) -> Leaves:
+    """`arrays` with the values of one step in their place; None stays None."""
+    pairs = zip(arrays, values, strict=True)
+    return [None if a is None else jax.lax.dynamic_update_index_in_dim(a, v, place, 0) for a, v in pairs]

@@ -1,18 +1,19 @@
 """What to keep of every step, beside the states, for the reverse pass to compute no product of it again.
 
 `least_kept` is a minimum cut between the products of the transition and what its pullback reads: the fewest bytes from
-which, with the states, all of that can be had without a product. Whether they are worth their memory depends on how
-much work it would be to compute them again (`worth_keeping`).
+which, with the states, all of that can be had without a product. In turn, a leaf of the state that follows from them
+need not be saved (`implied_states`): h_t = o_t ⊙ tanh(c_t) of an LSTM, whose gates are kept. Whether they are worth
+their memory depends on how much work it would be to compute them again (`worth_keeping`).
 """
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from jax.extend.core import Jaxpr, Var
 
 from jax_bptt.cuts import minimum_cut
-from jax_bptt.jaxprs import is_costly, shape_of, variables
+from jax_bptt.jaxprs import is_costly, needed, shape_of, variables
 
 KEEP_FROM = 90
 """Operations of products that it must take to compute a byte again for it to be kept.
@@ -46,6 +47,27 @@ def least_kept(
     size = {v: _bytes(v) for v in before}
     too_much = sum(size.values())
     return minimum_cut(before, {v: s if v in among else too_much for v, s in size.items()}, sources, read)
+
+
+def implied_states(jaxpr: Jaxpr, before: Sequence[Var], known: Iterable[Any]) -> tuple[bool, ...]:
+    """Of each leaf of the state after the step, whether what is known and the leaves that are saved tell it, too.
+
+    Without a product and without a side effect; a leaf is taken as saved unless an earlier one made it superfluous.
+
+    Args:
+        jaxpr: the transition's; it returns the state.
+        before: the state before the step.
+        known: what is known beside states.
+    """
+    known, after = {*variables(known), *jaxpr.constvars}, jaxpr.outvars
+    implied = [False] * len(before)
+    for i, leaf in enumerate(after):
+        saved = [v for j in range(len(before)) if j != i and not implied[j] for v in (before[j], after[j])]
+        have = known.union(variables(saved))
+        eqns, met = needed(jaxpr, [leaf], have.__contains__)
+        made = {v for eqn in eqns for v in eqn.outvars}
+        implied[i] = have.issuperset(set(met) - made) and not any(is_costly(eqn) or eqn.effects for eqn in eqns)
+    return tuple(implied)
 
 
 def worth_keeping(jaxpr: Jaxpr, kept: Iterable[Var]) -> bool:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.forward import Recurrence, Rows, Steps, restore, rows_of
+from jax_bptt.forward import Recurrence, Rows, Saved, Steps, restore, rows_of
 from jax_bptt.problem import zero_delta
 from jax_bptt.reverse import (
     Objective,
@@ -33,7 +33,7 @@ from jax_bptt.reverse import (
     recur,
 )
 from jax_bptt.split import Leaves, differentiable
-from jax_bptt.windows import PerWindow, Windows, fold, join, scan
+from jax_bptt.windows import PerWindow, Windows, fold, scan
 
 
 class Grid(NamedTuple):
@@ -99,12 +99,11 @@ def default_lanes(grid: Grid, batch: int) -> int:
 def reverse_truncated(
     recurrence: Recurrence,
     state: Leaves,
-    stored: PerWindow,
+    saved: Saved,
     xs: Leaves,
     objective: Objective,
     grid: Grid,
     lanes: int,
-    save: str,
     wanted: Wanted,
     delta: Leaves | None = None,
     constants: int = 0,
@@ -114,12 +113,11 @@ def reverse_truncated(
     Args:
         recurrence: what is differentiated.
         state: the state after the last step, leaves of `[B, …]`.
-        stored: what the forward pass saved of each block, as `save` has it.
+        saved: what the forward pass saved, with a window for each block.
         xs: the inputs, leaves of `[T, B, …]`.
         objective: the losses; steps without one are masked.
         grid: where truncation cuts; with no more context than windows reach back over.
         lanes: windows side by side.
-        save: what the forward pass saved.
         wanted: which of weights and xs a gradient is wanted for.
         delta: a cotangent of the state after the last step, which travels back in the last window.
         constants: how many leaves at the end of the state are constants to reset to, where the last of xs says so. No
@@ -133,34 +131,31 @@ def reverse_truncated(
     real = (times >= 0) & (times < grid.steps)
     padded = not real.all()
 
-    def in_blocks(a: Any, tail: Any) -> Any:
-        return _padded(a, grid.front, times.size, tail).reshape(-1, k1, *a.shape[1:])
+    def in_blocks(a: jax.Array, head: Any = None) -> jax.Array:
+        return _in_blocks(a, k1, grid.front // k1, a[0] if head is None else head)
 
     mask = objective.mask
     if padded:
         mask = jnp.ones((grid.steps, batch), objective.dtype) if mask is None else mask
-        mask = jnp.where(real[..., None], in_blocks(mask, mask[-1]), 0)
+        mask = jnp.where(real[..., None], in_blocks(mask), 0)
     elif mask is not None:
-        mask = in_blocks(mask, mask[-1])
-    if save == "boundaries":
-        saved = starts = [_padded(b, grid.front // k1, len(times), b[-1]) for b in _stacked(stored)]
-    else:
-        steps = join(stored) if save == "dots" else Steps(join(stored), [])
-        before = [in_blocks(b, end) for b, end in zip(steps.before, state, strict=True)]
-        saved = Steps(before, [in_blocks(k, k[-1]) for k in steps.kept]) if save == "dots" else before
-        starts = [b[:, 0] for b in before]
-    ends = [jnp.concatenate([start[1:], end[None]]) for start, end in zip(starts, state, strict=True)]
-    inputs, targets = jax.tree.map(lambda a: in_blocks(a, a[-1]), (xs, objective.targets))
+        mask = in_blocks(mask)
+    starts = [_joined([jnp.broadcast_to(s[0], (grid.front // k1, *s.shape[1:])), s]) for s in _stacked(saved.starts)]
+    steps = saved.steps
+    if steps is not None:
+        after = [a if a is None else in_blocks(a, s[0]) for a, s in zip(steps.after, starts, strict=True)]
+        steps = Steps(after, jax.tree.map(in_blocks, steps.kept))
+    inputs, targets = jax.tree.map(in_blocks, (xs, objective.targets))
     if constants and padded:
         inputs[-1] = inputs[-1] & real[..., None]  # nothing is put back where there is no step
 
     def stretch(carry, timed, _):
         loss, weights_bar, start_bar, xs_bar = carry
-        (x, targets), mask, saved, ends, times, block = timed
+        (x, targets), mask, (start, steps), times, block = timed
         lanes = len(block) - q
-        x, targets, mask = jax.tree.map(_side_by_side, (x, targets, mask))
-        saved = fold(saved) if save == "boundaries" else jax.tree.map(_side_by_side, saved)
-        rows = rows_of(fold(ends), restore(recurrence, saved, x, save), x)
+        x, targets, mask, steps = jax.tree.map(_side_by_side, (x, targets, mask, steps))
+        start = fold(start)
+        rows = rows_of(start, restore(recurrence, start, steps, x), x)
 
         def by_block(rows):  # [k1·N·B, …] as [k1, N, B, …]
             return jax.tree.map(lambda a: a.reshape(k1, -1, batch, *a.shape[1:]), rows)
@@ -211,7 +206,7 @@ def reverse_truncated(
         zero_delta(state),
         jax.tree.map(lambda w: jnp.zeros((*times.shape, *w.shape[1:]), w.dtype), wanted.xs),
     )
-    timed = (inputs, targets), mask, saved, ends, jnp.asarray(times), jnp.arange(len(times))
+    timed = (inputs, targets), mask, (starts, steps), jnp.asarray(times), jnp.arange(len(times))
     (loss, weights_bar, start_bar, xs_bar), _ = scan(stretch, carry, timed, Windows(grid.blocks, lanes, overlap=q))
     xs_bar = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[grid.front :][: grid.steps], xs_bar)
     return loss, wanted.upright(weights_bar), start_bar, xs_bar
@@ -286,12 +281,23 @@ def _side_by_side(a: jax.Array) -> jax.Array:
     return a.reshape(a.shape[0], -1, *a.shape[3:])
 
 
-def _padded(a: jax.Array, front: int, length: int, tail: jax.Array) -> jax.Array:
-    """`[T, …]` as `[length, …]`: `front` copies of the first, and as many of `tail` as it takes."""
-    back = length - front - a.shape[0]
-    parts = [jnp.broadcast_to(a[:1], (front, *a.shape[1:])), a, jnp.broadcast_to(tail[None], (back, *a.shape[1:]))]
-    parts = [part for part in parts if part.shape[0]]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+def _in_blocks(a: jax.Array, k1: int, ahead: int, head: jax.Array) -> jax.Array:
+    """`[T, …]` as `[ahead + ⌈T/k1⌉, k1, …]`: in blocks ahead there is `head`, and after the last step its like."""
+    full, shape = len(a) // k1, a.shape[1:]
+    last = [a[full * k1 :], jnp.broadcast_to(a[-1:], (-len(a) % k1, *shape))]
+    return _joined(
+        [
+            jnp.broadcast_to(head, (ahead, k1, *shape)),
+            a[: full * k1].reshape(full, k1, *shape),
+            _joined(last).reshape(-1, k1, *shape),
+        ]
+    )
+
+
+def _joined(parts: list[jax.Array]) -> jax.Array:
+    """Arrays put together along their first axis, those of no length left out."""
+    some = [part for part in parts if part.shape[0]] or parts[:1]
+    return some[0] if len(some) == 1 else jnp.concatenate(some)
 
 
 def _pad(a: jax.Array, blocks: int) -> jax.Array:

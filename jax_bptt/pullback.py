@@ -37,7 +37,7 @@ from jax_bptt.jaxprs import (
     trace,
     variables,
 )
-from jax_bptt.keeping import least_kept, worth_keeping
+from jax_bptt.keeping import implied_states, least_kept, worth_keeping
 from jax_bptt.split import Leaves, combine, differentiable
 
 
@@ -55,6 +55,10 @@ class Pullback(NamedTuple):
     prepare: Callable[[Leaves], Leaves]
     linearise: Callable[[Leaves, Leaves, Leaves, Leaves, Leaves], Leaves]
     pull: Callable[[Leaves, Leaves, Leaves], Leaves]
+    #: Per state leaf: whether its value after the step follows from `kept` and the other leaves.
+    implied: tuple[bool, ...]
+    #: `after` of weights, before, drive, after and kept, in which implied leaves of the states may be None.
+    imply: Callable[[Leaves, Leaves, Leaves, Leaves, Leaves], Leaves]
     #: Whether it takes less time to keep `kept` than to compute it again.
     worth_keeping: bool
 
@@ -99,7 +103,10 @@ def split_pullback(
     prepare, linearise, pull = _cut(
         recursion, weights, (before, [*map(shape_of, kept)], before, drive), jax.tree.leaves(differentiable(before))
     )
-    outvars = [*forwards.jaxpr.outvars, *(values[name[v]] for v in kept)]
+    of_kept = [values[name[v]] for v in kept]
+    outvars = [*forwards.jaxpr.outvars, *of_kept]
+    cheap = [v for i, v in enumerate(groups[2]) if costly is not None and not costly[i]]
+    implied = implied_states(forwards.jaxpr, groups[1], [*groups[0], *cheap, *of_kept])
     turned = _turned(forwards.jaxpr, groups[0]) if arranged else set()
     return Pullback(
         advance=_in_two(grouped(forwards, groups, outvars)),
@@ -111,6 +118,8 @@ def split_pullback(
         pull=lambda fixed, residuals, delta: jax.tree.unflatten(
             structure, pull(fixed, residuals, jax.tree.leaves(delta))
         ),
+        implied=implied,
+        imply=_without(implied, forwards, groups, of_kept),
         worth_keeping=worth_keeping(forwards.jaxpr, kept),
     )
 
@@ -137,6 +146,20 @@ def _in_two(run: Callable[..., Leaves]) -> Callable[[Leaves, Leaves, Leaves], tu
         return after, kept
 
     return advance
+
+
+def _without(
+    implied: tuple[bool, ...], closed: ClosedJaxpr, groups: list[list[Var]], kept: list[Any]
+) -> Callable[..., Leaves]:
+    """The state after the step, of states without their implied leaves."""
+    weights, before, drive = groups
+    after = closed.jaxpr.outvars
+
+    def others(leaves: list[Any]) -> list[Any]:
+        return [leaf for leaf, follows in zip(leaves, implied, strict=True) if not follows]
+
+    run = grouped(closed, [others(after), kept, weights, others(before), drive], after)
+    return lambda weights, before, drive, after, kept: run(others(after), kept, weights, others(before), drive)
 
 
 def _turned(jaxpr: Jaxpr, weights: Iterable[Var]) -> set[Var]:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt import pullback
-from jax_bptt.forward import Recurrence, Rows, Steps, project_rows, read_rows, restore, rows_of
+from jax_bptt.forward import Recurrence, Rows, Saved, Steps, project_rows, read_rows, restore, rows_of
 from jax_bptt.losses import masked
 from jax_bptt.model import Loss
 from jax_bptt.split import Leaves, combine, differentiable
@@ -102,7 +102,7 @@ def pull_loss(loss: Loss, scale: jax.Array) -> Pull:
 
 def window_gradient(
     recurrence: Recurrence,
-    end: Leaves,
+    start: Leaves,
     steps: Steps,
     x: Leaves,
     objective: Objective,
@@ -113,23 +113,23 @@ def window_gradient(
 
     Args:
         recurrence: what is differentiated.
-        end: the state after the window's last step, leaves of `[B, …]`.
+        start: the state before the window's first step, leaves of `[B, …]`.
         steps: what is known of its steps.
         x: its inputs, leaves of `[W, B, …]`.
         objective: its losses; targets and mask are those of the window.
         delta: δ at its end, leaves of `[B, …]`.
         wanted: which of weights and xs a gradient is wanted for.
     """
-    rows, batch = rows_of(end, steps, x), end[0].shape[0]
+    rows, batch = rows_of(start, steps, x), start[0].shape[0]
     targets, mask = fold((objective.targets, objective.mask))
     from_losses = credit(recurrence, rows, objective.pull, targets, mask, wanted)
     by_step = unfold((linearise(recurrence, rows), from_losses.to_after, from_losses.to_before), batch)
-    start, deltas = recur(recurrence, delta, by_step, x[0].shape[0])
+    delta_start, deltas = recur(recurrence, delta, by_step, x[0].shape[0])
     weights_bar, x_bar = immediate(recurrence, rows, fold(deltas), wanted)
     return WindowGradient(
         loss=from_losses.losses.sum(),
         weights=add(weights_bar, from_losses.weights),
-        start=start,
+        start=delta_start,
         deltas=deltas,
         xs=unfold(add(x_bar, from_losses.xs), batch),
     )
@@ -229,13 +229,11 @@ def immediate(recurrence: Recurrence, rows: Rows, deltas: Leaves, wanted: Wanted
 
 def reverse(
     recurrence: Recurrence,
-    state: Leaves,
-    stored: PerWindow,
+    saved: Saved,
     xs: Leaves,
     objective: Objective,
     delta: Leaves,
     windows: Windows,
-    save: str,
     wanted: Wanted,
     emit: Callable[[WindowGradient], Any],
 ) -> tuple[tuple[jax.Array, Leaves, Leaves], PerWindow]:
@@ -243,8 +241,7 @@ def reverse(
 
     Args:
         recurrence: what is differentiated.
-        state: the state after the last step, leaves of `[B, …]`.
-        stored: what the forward pass saved of each window, as `save` has it.
+        saved: what the forward pass saved.
         xs: the inputs, leaves of `[T, B, …]`.
         objective: the losses.
         delta: δ at the end, leaves of `[B, …]`.
@@ -256,19 +253,17 @@ def reverse(
         Loss, gradient of the weights, δ at the start; and what `emit` picked.
     """
 
-    def window(carry, timed, stored):
-        loss, weights_bar, delta, end = carry
-        x, targets, mask = timed
-        steps = restore(recurrence, stored, x, save)
+    def window(carry, timed, start):
+        loss, weights_bar, delta = carry
+        x, targets, mask, steps = timed
         of_window = objective._replace(targets=targets, mask=mask)
-        gradient = window_gradient(recurrence, end, steps, x, of_window, delta, wanted)
-        start = [b[0] for b in steps.before]
-        carry = loss + gradient.loss, add(weights_bar, lying(gradient.weights)), gradient.start, start
-        return carry, emit(gradient)
+        steps = restore(recurrence, start, steps, x)
+        gradient = window_gradient(recurrence, start, steps, x, of_window, delta, wanted)
+        return (loss + gradient.loss, add(weights_bar, lying(gradient.weights)), gradient.start), emit(gradient)
 
-    timed = xs, objective.targets, objective.mask
-    carry = jnp.zeros((), objective.dtype), wanted.zeros(), delta, state
-    (loss, weights_bar, delta, _), out = scan(window, carry, timed, windows, stored=stored, reverse=True)
+    timed = xs, objective.targets, objective.mask, saved.steps
+    carry = jnp.zeros((), objective.dtype), wanted.zeros(), delta
+    (loss, weights_bar, delta), out = scan(window, carry, timed, windows, stored=saved.starts, reverse=True)
     return (loss, wanted.upright(weights_bar), delta), out
 
 

@@ -22,7 +22,7 @@ import optax
 from jax_bptt import problem
 from jax_bptt.bptt import backpropagate
 from jax_bptt.checks import arrays, check_call, check_count, check_like, check_options, check_truncation, describe
-from jax_bptt.forward import read_rows, rows_of, run_window
+from jax_bptt.forward import read_rows, rows_of, run_window, space
 from jax_bptt.model import Loss, Model, Step, step_of
 from jax_bptt.windows import Windows, default_size, example, fold, scan
 
@@ -295,8 +295,9 @@ def evaluate(
 
         def body(carry: Any, timed: Any, _: Any) -> tuple[Any, None]:
             (start, total), (x, targets, mask) = carry, timed
-            end, steps = run_window(recurrence, start, x, effects=True)
-            outputs = read_rows(recurrence.parts, recurrence.weights, rows_of(end, steps, x))
+            into = space(recurrence, start, x, "states")
+            end, steps = run_window(recurrence, start, x, into, effects=True)
+            outputs = read_rows(recurrence.parts, recurrence.weights, rows_of(start, steps, x))
             losses, _ = objective.pull(outputs, *fold((targets, mask)))
             return (end, total + losses.sum()), None
 

@@ -91,16 +91,15 @@ def truncated_bptt(
         grid = Grid(of_call.steps, k1, k2, losses, min(context, reach))
         windows, kept = Windows(grid.steps, k1), save or default_save(of_call.recurrence)
         mark = call.steps - context - of_call.burn_in
-        end, last, stored, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, kept, mark=mark)
+        end, last, saved, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, kept, mark=mark)
         value, weights_bar, start, xs_bar = reverse_truncated(
             of_call.recurrence,
             end,
-            stored,
+            saved,
             of_call.xs,
             problem.objective(of_call, loss, call.loss_dtype, reduction, grid.counts()),
             grid,
             min(grid.blocks, parallel or default_lanes(grid, of_call.batch)),
-            kept,
             of_call.wanted,
             constants=of_call.constants,
         )

@@ -90,7 +90,7 @@ def unroll(
         of = sizes._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
         of_call = problem.problem(pure_step, of, (), 0)
         kept = save or default_save(of_call.recurrence)
-        end, _, stored, outputs = forward(of_call.recurrence, of_call.state, of_call.xs, windows, kept, outputs=True)
+        end, _, saved, outputs = forward(of_call.recurrence, of_call.state, of_call.xs, windows, kept, outputs=True)
         return (problem.state_of(of, end), join(outputs)), (
             params,
             state,
@@ -98,27 +98,24 @@ def unroll(
             reset,
             reset_state,
             end,
-            stored,
+            saved,
         )
 
     def backwards(residuals, cotangents):
-        params, state, xs, reset, reset_state, end, stored = residuals
+        params, state, xs, reset, reset_state, end, saved = residuals
         of = sizes._replace(params=params, state=state, xs=xs, reset=reset, reset_state=reset_state)
         of_call = problem.problem(pure_step, of, (0, 2), 0)
-        kept = save or default_save(of_call.recurrence)
         state_bar, outputs_bar = (_present(tree) for tree in cotangents)
         delta = combine(state_bar + [None] * of_call.constants, problem.zero_delta(end))
         objective = Objective(_pull_given, outputs_bar, None, jnp.float32)
         if k1 is None or k2 is None:
             (_, weights_bar, start), xs_bar = reverse(
                 of_call.recurrence,
-                end,
-                stored,
+                saved,
                 of_call.xs,
                 objective,
                 delta,
                 windows,
-                kept,
                 of_call.wanted,
                 lambda window: window.xs,
             )
@@ -129,12 +126,11 @@ def unroll(
             _, weights_bar, start, xs_bar = reverse_truncated(
                 of_call.recurrence,
                 end,
-                stored,
+                saved,
                 of_call.xs,
                 objective,
                 grid,
                 lanes,
-                kept,
                 of_call.wanted,
                 delta,
                 of_call.constants,

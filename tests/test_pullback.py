@@ -48,6 +48,13 @@ def check(example, deltas=None):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-14)
+    few_before, few_after = (
+        [None if follows else leaf for follows, leaf in zip(pullback.implied, state, strict=True)]
+        for state in (before, after)
+    )
+    told = pullback.imply(weights, few_before, drive, few_after, kept)
+    for a, b in zip(told, after, strict=True):
+        np.testing.assert_allclose(plain(a), plain(b), rtol=1e-13, atol=1e-14)
     arranged = split_pullback(parts.transition_with_effects, weights, before, drive, parts.costly, arranged=True)
     for advance in (arranged.advance_arranged, arranged.advance_with_effects):
         again = advance(arranged.arrange(weights), before, drive)
@@ -70,6 +77,35 @@ def test_what_is_kept_and_what_the_reverse_step_reads_is_little(name, kept, resi
     after, values = pullback.advance(weights, before, drive)
     assert sum(v.size for v in values) == sum(kept)
     assert sum(r.size for r in pullback.linearise(weights, before, drive, after, values)) == residuals * H
+
+
+def previous_input_step(params, state, x):
+    """The state holds its hidden part twice, the input of the step before, and the number of steps."""
+    h, _, before, count = state
+    h = jnp.tanh(params["A"] @ h + params["B"] @ (x + before))
+    return (h, h, x, count + 1), h
+
+
+PREVIOUS = Example(
+    previous_input_step, PLAIN, (normal(14, H), normal(16, H), normal(15, I), jnp.int32(3)), normal(17, I)
+)
+
+
+@pytest.mark.parametrize(
+    ("example", "implied"),
+    [
+        (BUILT_IN["elman"], [False]),
+        (BUILT_IN["gru"], [False]),
+        (BUILT_IN["lstm"], [True, False]),  # h = o ⊙ tanh(c), whose gate is kept
+        (OTHERS["nnx lstm"], [False, True]),
+        (PREVIOUS, [True, False, True, False]),
+        (WITH_KEY_AND_COUNT, None),
+    ],
+)
+def test_a_leaf_of_the_state_is_implied_where_what_is_saved_tells_it(example, implied):
+    _, pullback, _ = check(example)
+    assert implied is None or list(pullback.implied) == implied
+    assert not all(pullback.implied)
 
 
 @pytest.mark.parametrize("name", ["elman", "gru", "lstm", "nnx gru", "nnx lstm", "equinox gru", "equinox lstm"])

@@ -67,6 +67,23 @@ def test_step_loops_hold_the_recurrence_alone(name, save, loops):
         assert sizes(products(loop)[0]) <= {B, H, gates * H}
 
 
+@pytest.mark.parametrize(
+    ("name", "save", "arrays"),
+    [
+        ("elman", "dots", 1),
+        ("gru", "dots", 5),
+        ("lstm", "dots", 5),  # the gates and c; h follows from them
+        ("lstm", "states", 2),
+        ("lstm", "boundaries", 0),
+    ],
+)
+def test_what_is_saved_of_a_step_is_written_in_its_place_and_is_little(name, save, arrays):
+    forward = step_loops(jb.bptt, CELLS[name], window=W, save=save)[0]
+    carried, stacked = forward.outvars[: forward.params["num_carry"]], forward.outvars[forward.params["num_carry"] :]
+    assert not stacked
+    assert sum(v.aval.size for v in carried if v.aval.shape[:2] == (T, B)) == arrays * T * B * H
+
+
 @pytest.mark.parametrize("windows", [(W, W), (W, 3 * W), (W, 2 * W + 3)])
 @pytest.mark.parametrize("name", MODELS)
 def test_step_loops_of_truncation_hold_the_recurrence_alone(name, windows):

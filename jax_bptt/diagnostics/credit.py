@@ -15,7 +15,7 @@ import numpy as np
 
 from jax_bptt import problem
 from jax_bptt.checks import Call, check_call, check_count, check_finite, check_if_truncated, check_options
-from jax_bptt.forward import rows_of, run_window
+from jax_bptt.forward import rows_of, run_window, space
 from jax_bptt.laps import Grid
 from jax_bptt.model import Loss, Model, Step, step_of
 from jax_bptt.reverse import add, credit, linearise
@@ -146,8 +146,9 @@ def credit_by_lag(
     """
     of_call = problem.problem(step, call, (), burn_in)
     of_step, batch, steps = of_call.recurrence, of_call.batch, of_call.steps
-    end, of_window = run_window(of_step, of_call.state, of_call.xs, effects=True)
-    rows = rows_of(end, of_window, of_call.xs)
+    into = space(of_step, of_call.state, of_call.xs)
+    end, of_window = run_window(of_step, of_call.state, of_call.xs, into, effects=True)
+    rows = rows_of(of_call.state, of_window, of_call.xs)
     moving = len(end) - of_call.constants
     check_finite(problem.state_of(call, unfold(rows.after, batch)))
 
