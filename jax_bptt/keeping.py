@@ -15,11 +15,12 @@ from jax.extend.core import Jaxpr, Var
 from jax_bptt.cuts import minimum_cut
 from jax_bptt.jaxprs import is_costly, needed, shape_of, variables
 
-KEEP_FROM = 90
+KEEP_FROM = 60
 """Operations of products that it must take to compute a byte again for it to be kept.
 
-(Measured on two CPU cores, H from 64 to 512, B from 1 to 128: a GRU takes 0.375·H operations per byte, an LSTM 0.5·H.
-Below 90 the time was 0.92 to 1.13 of that with all kept, at a third to half of the memory; above, 1.01 to 1.15.)
+(Measured on two CPU cores, H from 64 to 256, B from 1 to 128, exact and truncated: a GRU takes 3/8·H operations per
+byte; an LSTM, whose h need not be saved then, 2/3·H. Below 60 the time was 0.94 to 1.20 of that with all kept, at a
+fifth to two thirds of the memory; above, 1.00 to 1.18.)
 """
 
 
@@ -70,9 +71,14 @@ def implied_states(jaxpr: Jaxpr, before: Sequence[Var], known: Iterable[Any]) ->
     return tuple(implied)
 
 
-def worth_keeping(jaxpr: Jaxpr, kept: Iterable[Var]) -> bool:
-    """Whether to compute the products of `jaxpr` again takes longer than to keep what spares it."""
-    return _work(jaxpr) >= KEEP_FROM * sum(map(_bytes, kept))
+def worth_keeping(jaxpr: Jaxpr, kept: Iterable[Var], spared: Iterable[Var]) -> bool:
+    """Whether it takes long enough to compute the products of `jaxpr` again to keep what spares them.
+
+    Args:
+        kept: what would be kept.
+        spared: what need not be saved then.
+    """
+    return _work(jaxpr) >= KEEP_FROM * (sum(map(_bytes, kept)) - sum(map(_bytes, spared)))
 
 
 def _work(jaxpr: Jaxpr) -> float:

@@ -107,6 +107,7 @@ def split_pullback(
     outvars = [*forwards.jaxpr.outvars, *of_kept]
     cheap = [v for i, v in enumerate(groups[2]) if costly is not None and not costly[i]]
     implied = implied_states(forwards.jaxpr, groups[1], [*groups[0], *cheap, *of_kept])
+    spared = [v for v, follows in zip(groups[1], implied, strict=True) if follows]
     turned = _turned(forwards.jaxpr, groups[0]) if arranged else set()
     return Pullback(
         advance=_in_two(grouped(forwards, groups, outvars)),
@@ -120,7 +121,7 @@ def split_pullback(
         ),
         implied=implied,
         imply=_without(implied, forwards, groups, of_kept),
-        worth_keeping=worth_keeping(forwards.jaxpr, kept),
+        worth_keeping=worth_keeping(forwards.jaxpr, kept, spared),
     )
 
 
