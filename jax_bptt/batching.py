@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jax_bptt.checks import check_count, describe
+from jax_bptt.options import check_count, describe
 
 
 class Batch(NamedTuple):

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_bptt import problem
-from jax_bptt.checks import Call, check_argnums, check_call, check_count, check_options
+from jax_bptt.calls import Call, check_call
 from jax_bptt.forward import default_save, forward
 from jax_bptt.model import Loss, Model, step_of
+from jax_bptt.options import check_argnums, check_count, check_options
 from jax_bptt.reverse import WindowGradient, reverse
 from jax_bptt.split import Leaves
 from jax_bptt.windows import Windows, default_size, join

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, glorot_uniform, orthogonal
 
-from jax_bptt.checks import check_count
 from jax_bptt.model import Cell
+from jax_bptt.options import check_count
 
 Activation = Callable[[jax.Array], jax.Array]
 

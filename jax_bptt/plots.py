@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from jax_bptt.checks import check_if_truncated, describe
 from jax_bptt.diagnostics import TruncationBias
-from jax_bptt.laps import Grid
+from jax_bptt.grid import Grid
+from jax_bptt.options import check_if_truncated, describe
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"

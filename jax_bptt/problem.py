@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.checks import Call
+from jax_bptt.calls import Call
 from jax_bptt.forward import Recurrence, forward, recurrence
 from jax_bptt.model import Loss, Step
 from jax_bptt.reverse import Objective, Wanted, accumulator, pull_loss

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.checks import Call, check_argnums, check_call, check_options, check_truncation
+from jax_bptt.calls import Call, check_call
 from jax_bptt.losses import masked
 from jax_bptt.model import Loss, Model, step_of
+from jax_bptt.options import check_argnums, check_options, check_truncation
 
 
 def bptt(

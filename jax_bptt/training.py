@@ -21,9 +21,10 @@ import optax
 
 from jax_bptt import problem
 from jax_bptt.bptt import backpropagate
-from jax_bptt.checks import arrays, check_call, check_count, check_like, check_options, check_truncation, describe
+from jax_bptt.calls import arrays, check_call, check_like
 from jax_bptt.forward import read_rows, rows_of, run_window, space
 from jax_bptt.model import Loss, Model, Step, step_of
+from jax_bptt.options import check_count, check_options, check_truncation, describe
 from jax_bptt.windows import Windows, default_size, example, fold, scan
 
 Update = Callable[..., tuple["TrainState", "Metrics"]]

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 
 from jax_bptt import problem
-from jax_bptt.checks import check_argnums, check_call, check_count, check_options, check_truncation
+from jax_bptt.calls import check_call
 from jax_bptt.forward import default_save, forward
-from jax_bptt.laps import Grid, default_lanes, reverse_truncated
+from jax_bptt.grid import Grid
+from jax_bptt.laps import default_lanes, reverse_truncated
 from jax_bptt.model import Loss, Model, step_of
+from jax_bptt.options import check_argnums, check_count, check_options, check_truncation
 from jax_bptt.windows import Windows
 
 

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt import problem
-from jax_bptt.checks import SAVES, check_call, check_choice, check_count, check_if_truncated
+from jax_bptt.calls import check_call
 from jax_bptt.forward import default_save, forward
-from jax_bptt.laps import Grid, default_lanes, reverse_truncated
+from jax_bptt.grid import Grid
+from jax_bptt.laps import default_lanes, reverse_truncated
 from jax_bptt.model import Model, step_of
+from jax_bptt.options import SAVES, check_choice, check_count, check_if_truncated
 from jax_bptt.reverse import Objective, reverse
 from jax_bptt.split import Leaves, combine
 from jax_bptt.windows import Windows, default_size, example, join

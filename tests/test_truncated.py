@@ -11,7 +11,8 @@ import pytest
 from problems import PROBLEMS, arguments, check_close, difference
 
 import jax_bptt as jb
-from jax_bptt.laps import Grid, default_lanes
+from jax_bptt.grid import Grid
+from jax_bptt.laps import default_lanes
 
 ARGNUMS = [0, (0, 1), (0, 1, 2)]
 

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_bptt.bptt import bptt
-from jax_bptt.checks import Call, check_call, check_finite, check_options, check_truncation, describe
+from jax_bptt.calls import Call, check_call, check_finite
 from jax_bptt.diagnostics.credit import mean
-from jax_bptt.laps import Grid
+from jax_bptt.grid import Grid
 from jax_bptt.model import Loss, Model, step_of
+from jax_bptt.options import check_options, check_truncation, describe
 from jax_bptt.split import Leaves
 from jax_bptt.truncated import truncated_bptt
 

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_bptt import problem
-from jax_bptt.checks import Call, check_call, check_count, check_finite, check_if_truncated, check_options
+from jax_bptt.calls import Call, check_call, check_finite
 from jax_bptt.forward import rows_of, run_window, space
-from jax_bptt.laps import Grid
+from jax_bptt.grid import Grid
 from jax_bptt.model import Loss, Model, Step, step_of
+from jax_bptt.options import check_count, check_if_truncated, check_options
 from jax_bptt.reverse import add, credit, linearise
 from jax_bptt.split import Leaves
 from jax_bptt.windows import fold, unfold

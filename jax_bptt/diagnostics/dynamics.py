@@ -15,8 +15,9 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.checks import Call, check_call, check_count, check_finite
+from jax_bptt.calls import Call, check_call, check_finite
 from jax_bptt.model import Model, Step, step_of
+from jax_bptt.options import check_count
 from jax_bptt.split import combine, differentiable
 
 
