@@ -65,7 +65,7 @@ class Steps(NamedTuple):
 
 
 def space(recurrence: Recurrence, state: Leaves, x: Leaves, save: str | None = None) -> Steps:
-    """Arrays to write the steps of `x` into: all that is known of them, or what is saved."""
+    """Arrays to write the steps of `x` into: all that is known of a step or, with `save`, what is saved of it."""
     pullback, length, batch = recurrence.pullback, x[0].shape[0], state[0].shape[0]
     drive = jax.eval_shape(recurrence.parts.project, recurrence.weights, example(x, 2))
     after, kept = jax.eval_shape(pullback.advance, recurrence.weights, example(state, 1), drive)
@@ -182,29 +182,26 @@ def forward(
     mark = windows.steps if mark is None else mark
     marks = mark < windows.steps
 
-    def run(start: Leaves, x: Leaves, saved: Steps | None, first: jax.Array) -> tuple[Leaves, Steps, Steps | None]:
-        """The state at the end, the steps of the window, and what is saved of all."""
-        if saved is None:
-            into = space(recurrence, start, x, "states" if marks or outputs else save)
-            end, steps = run_window(recurrence, start, x, into, effects=True)
-            return end, steps, None
-        end, saved = run_window(recurrence, start, x, saved, first, effects=True)
-        return end, jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, x[0].shape[0]), saved), saved
-
     def window(carry: Any, timed: tuple[Leaves, jax.Array], _: Any) -> tuple[Any, Any]:
         (start, marked, saved), (x, times) = carry, timed
-        end, steps, saved = run(start, x, saved, times[0])
+        into, place = saved, times[0]
+        if saved is None:
+            into, place = space(recurrence, start, x, "states" if marks or outputs else save), 0
+        end, into = run_window(recurrence, start, x, into, place, effects=True)
         made = None
-        if marks:
-            place = mark - times[0]
-            here = (place >= 0) & (place < len(times))
-            before = _before(start, states_of(recurrence, start, steps, x))
-            there = jax.tree.map(lambda b: jax.lax.dynamic_index_in_dim(b, place, keepdims=False), before)
-            marked = jax.tree.map(lambda a, b: jnp.where(here, a, b), there, marked)
-        if outputs:
-            rows = rows_of(start, Steps(states_of(recurrence, start, steps, x), []), x)
-            made = unfold(read_rows(recurrence.parts, recurrence.weights, rows), start[0].shape[0])
-        return (end, marked, saved), (start, made)
+        if marks or outputs:
+            steps = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, place, len(times)), into)
+            steps = Steps(states_of(recurrence, start, steps, x), [])
+            if marks:
+                ahead = mark - times[0]
+                here = (ahead >= 0) & (ahead < len(times))
+                before = _before(start, steps.after)
+                there = jax.tree.map(lambda b: jax.lax.dynamic_index_in_dim(b, ahead, keepdims=False), before)
+                marked = jax.tree.map(lambda a, b: jnp.where(here, a, b), there, marked)
+            if outputs:
+                read = read_rows(recurrence.parts, recurrence.weights, rows_of(start, steps, x))
+                made = unfold(read, start[0].shape[0])
+        return (end, marked, None if saved is None else into), (start, made)
 
     saved = None if save == "boundaries" else space(recurrence, state, xs, save)
     (end, marked, saved), out = scan(window, (state, state, saved), (xs, jnp.arange(windows.steps)), windows)
