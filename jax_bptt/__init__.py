@@ -6,14 +6,15 @@
     gradient = bptt(step, loss)
     (loss, state), grads = gradient(params, state, xs, targets)
 
-Letters for dimensions, everywhere: T time, B batch, H hidden, I inputs, O outputs; W steps in a window and R = W·B
-rows of it, inside the library. Arrays have time first, then batch. Suffixes for time: `h_t`, `h_tm1` (h_{t−1}).
+Letters for dimensions, everywhere: T time, B batch, H hidden, I inputs, O outputs; inside the library W steps in a
+window, whose rows are its steps of all examples, `[W, B]`. Arrays have time first, then batch. Suffixes for time:
+`h_t`, `h_tm1` (h_{t−1}).
 
-The way of the data: `checks` reads a call; `split` cuts the step by what it depends on, `problem` makes flat leaves of
-everything; `windows` cuts time; `forward` computes the states; `reverse` holds the gradient of a window, and runs over
-windows for exact BPTT, as `laps` does for truncated; `bptt`, `truncated` and `unroll` say what is computed. `reference`
-has the same by `jax.grad`; `training` makes updates of them, `batching` what they are fed with; `diagnostics` measures
-how far credit travels.
+The way of the data: `options` and `calls` read a call; `split` cuts the step by what it depends on, `problem` makes
+flat leaves of everything; `windows` cuts time; `forward` computes the states; `reverse` holds the gradient of a window,
+and runs over windows for exact BPTT, as `laps` does for truncated; `bptt`, `truncated` and `unroll` say what is
+computed. `reference` has the same by `jax.grad`; `training` makes updates of them, `batching` what they are fed with;
+`diagnostics` measures how far credit travels.
 """
 
 import importlib

@@ -59,6 +59,8 @@ def check_call(
     params, state, xs, targets = (
         arrays(name, tree) for name, tree in zip((*ARGUMENTS, "targets"), (params, state, xs, targets), strict=True)
     )
+    for name, tree in (*zip(ARGUMENTS, (params, state, xs), strict=True), ("targets", targets)):
+        _check_automatic(name, tree)
     steps, batch = _check_axes(state, xs, targets)
     for n in argnums:
         _check_differentiable(ARGUMENTS[n], (params, state, xs)[n])
@@ -77,6 +79,17 @@ def check_call(
         mask = mask.astype(loss_dtype)
     reset_state = _check_reset_state(reset, reset_state, state)
     return Call(params, state, xs, targets, mask, reset, reset_state, steps, batch, loss_dtype)
+
+
+def _check_automatic(name: str, tree: Any) -> None:
+    """That arrays are divided among devices along automatic axes of a mesh only: the passes say nothing of others."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        explicit = [axis for axis in jax.typeof(leaf).sharding.spec if axis is not None]
+        if explicit:
+            raise ValueError(
+                f"{_path(name, path)}: found an array divided along explicit mesh axes {explicit}, expected automatic "
+                "ones: those of a mesh with axis_types of jax.sharding.AxisType.Auto, or inside jax.sharding.auto_axes"
+            )
 
 
 def _check_axes(state: Any, xs: Any, targets: Any) -> tuple[int, int]:

@@ -9,6 +9,7 @@ What is saved of a step is written in its place among that of all steps, in arra
 windows and over steps carry: stacked by each of the two loops, it would be written three times.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from jax_bptt.pullback import Pullback, split_pullback
 from jax_bptt.split import Leaves, Parts
-from jax_bptt.windows import PerWindow, Windows, example, fold, scan, unfold
+from jax_bptt.windows import PerWindow, Windows, example, over, scan
 
 
 class Recurrence(NamedTuple):
@@ -27,6 +28,16 @@ class Recurrence(NamedTuple):
     arranged: Leaves
     """The weights as the forward loop reads them."""
     pullback: Pullback
+    batch_axes: int = 1
+    """How many axes the batch has: that of the examples, B, and in truncation one of blocks side by side before it."""
+
+    def over_batch(self, function: Callable, in_axes: Any) -> Callable:
+        """`function` of one example, over the batch."""
+        return over(function, in_axes, self.batch_axes)
+
+    def over_rows(self, function: Callable, in_axes: Any) -> Callable:
+        """`function` of one row, over time and batch."""
+        return over(function, in_axes, 1 + self.batch_axes)
 
 
 def recurrence(parts: Parts, weights: Leaves, state: Leaves, xs: Leaves) -> Recurrence:
@@ -66,14 +77,14 @@ class Steps(NamedTuple):
 
 def space(recurrence: Recurrence, state: Leaves, x: Leaves, save: str | None = None) -> Steps:
     """Arrays to write the steps of `x` into: all that is known of a step or, with `save`, what is saved of it."""
-    pullback, length, batch = recurrence.pullback, x[0].shape[0], state[0].shape[0]
-    drive = jax.eval_shape(recurrence.parts.project, recurrence.weights, example(x, 2))
-    after, kept = jax.eval_shape(pullback.advance, recurrence.weights, example(state, 1), drive)
+    pullback, axes = recurrence.pullback, recurrence.batch_axes
+    drive = jax.eval_shape(recurrence.parts.project, recurrence.weights, example(x, 1 + axes))
+    after, kept = jax.eval_shape(pullback.advance, recurrence.weights, example(state, axes), drive)
     states = save != "boundaries"
     implied = [save == "dots" and i for i in pullback.implied]
 
     def array(leaf: Any) -> jax.Array:
-        return jax.lax.full((length, batch, *leaf.shape), 0, leaf.dtype)
+        return jax.lax.full((*x[0].shape[: 1 + axes], *leaf.shape), 0, leaf.dtype)
 
     return Steps(
         [array(a) if states and not i else None for a, i in zip(after, implied, strict=True)],
@@ -98,9 +109,9 @@ def run_window(
         The state after its last step, `[B, …]`, and `into` with the steps.
     """
     pullback = recurrence.pullback
-    drive = unfold(project_rows(recurrence, fold(x)), start[0].shape[0])
+    drive = project_rows(recurrence, x)
     advance = pullback.advance_with_effects if effects else pullback.advance_arranged
-    advance = jax.vmap(advance, in_axes=(None, 0, 0))
+    advance = recurrence.over_batch(advance, (None, 0, 0))
 
     def step(carry, drive_t):
         state, into, place = carry
@@ -122,24 +133,22 @@ def restore(recurrence: Recurrence, start: Leaves, saved: Steps | None, x: Leave
     after = states_of(recurrence, start, saved, x)
     if not any(k is None for k in saved.kept):
         return Steps(after, saved.kept)
-    before, drive = fold(_before(start, after)), project_rows(recurrence, fold(x))
-    _, kept = jax.vmap(recurrence.pullback.advance, in_axes=(None, 0, 0))(recurrence.weights, before, drive)
-    return Steps(after, unfold(kept, start[0].shape[0]))
+    advance = recurrence.over_rows(recurrence.pullback.advance, (None, 0, 0))
+    _, kept = advance(recurrence.weights, _before(start, after), project_rows(recurrence, x))
+    return Steps(after, kept)
 
 
 def states_of(recurrence: Recurrence, start: Leaves, saved: Steps, x: Leaves) -> Leaves:
     """The state after each step of a window, with the leaves that were not saved."""
     if not any(a is None for a in saved.after):
         return saved.after
-    before, after, kept = map(fold, (_before(start, saved.after), *saved))
-    drive = project_rows(recurrence, fold(x))
-    imply = jax.vmap(recurrence.pullback.imply, in_axes=(None, 0, 0, 0, 0))
-    return unfold(imply(recurrence.weights, before, drive, after, kept), start[0].shape[0])
+    imply = recurrence.over_rows(recurrence.pullback.imply, (None, 0, 0, 0, 0))
+    return imply(recurrence.weights, _before(start, saved.after), project_rows(recurrence, x), *saved)
 
 
 def project_rows(recurrence: Recurrence, x: Leaves) -> Leaves:
     """What the transition takes from the inputs of all rows."""
-    return jax.vmap(recurrence.parts.project, in_axes=(None, 0))(recurrence.weights, x)
+    return recurrence.over_rows(recurrence.parts.project, (None, 0))(recurrence.weights, x)
 
 
 class Saved(NamedTuple):
@@ -199,8 +208,7 @@ def forward(
                 there = jax.tree.map(lambda b: jax.lax.dynamic_index_in_dim(b, ahead, keepdims=False), before)
                 marked = jax.tree.map(lambda a, b: jnp.where(here, a, b), there, marked)
             if outputs:
-                read = read_rows(recurrence.parts, recurrence.weights, rows_of(start, steps, x))
-                made = unfold(read, start[0].shape[0])
+                made = read_rows(recurrence, rows_of(start, steps, x))
         return (end, marked, None if saved is None else into), (start, made)
 
     saved = None if save == "boundaries" else space(recurrence, state, xs, save)
@@ -210,7 +218,7 @@ def forward(
 
 
 class Rows(NamedTuple):
-    """The steps of a stretch of time, of all examples; leaves of `[R, …]`."""
+    """The steps of a stretch of time, of all examples; leaves of `[W, B, …]`."""
 
     before: Leaves
     after: Leaves
@@ -220,12 +228,13 @@ class Rows(NamedTuple):
 
 def rows_of(start: Leaves, steps: Steps, x: Leaves) -> Rows:
     """The rows of a window, from the state before its first step, its steps, and its inputs."""
-    return Rows(*map(fold, (_before(start, steps.after), *steps, x)))
+    return Rows(_before(start, steps.after), *steps, x)
 
 
-def read_rows(parts: Parts, weights: Leaves, rows: Rows) -> Any:
+def read_rows(recurrence: Recurrence, rows: Rows) -> Any:
     """The outputs of all rows."""
-    return jax.vmap(parts.readout, in_axes=(None, 0, 0, 0))(weights, rows.after, rows.x, rows.before)
+    readout = recurrence.over_rows(recurrence.parts.readout, (None, 0, 0, 0))
+    return readout(recurrence.weights, rows.after, rows.x, rows.before)
 
 
 def _before(start: Leaves, after: Leaves) -> Leaves:

@@ -10,7 +10,7 @@ A lap is the recursion of δ over the k1 steps of a block, with one lane per win
 window's own block, in lap p in the block p before it, in lap q it goes only as far as the window reaches. δ begins with
 zero and is dropped at the end: nothing is handed on, except to the state at the outset.
 
-Arrays of blocks are `[N, k1, B, …]`; inside a stretch, blocks fold into the batch: `[k1, N·B, …]`.
+Arrays of blocks are `[N, k1, B, …]`; inside a stretch, blocks are a second axis of the batch: `[k1, N, B, …]`.
 """
 
 from typing import Any
@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.forward import Recurrence, Rows, Saved, Steps, restore, rows_of
+from jax_bptt.forward import Recurrence, Saved, Steps, restore, rows_of
 from jax_bptt.grid import Grid
 from jax_bptt.problem import zero_delta
 from jax_bptt.reverse import (
     Objective,
     Wanted,
     add,
+    along,
     credit,
     immediate,
     linearise,
@@ -33,7 +34,7 @@ from jax_bptt.reverse import (
     recur,
 )
 from jax_bptt.split import Leaves, differentiable
-from jax_bptt.windows import PerWindow, Windows, fold, scan
+from jax_bptt.windows import PerWindow, Windows, scan
 
 
 def default_lanes(grid: Grid, batch: int) -> int:
@@ -80,6 +81,7 @@ def reverse_truncated(
         Loss, gradient of the weights, δ at the start, cotangents of the inputs `[T, B, …]`.
     """
     batch, q, k1 = state[0].shape[0], grid.reach, grid.k1
+    recurrence = recurrence._replace(batch_axes=2)  # blocks, and examples
     times = np.arange(-grid.front, grid.context + grid.blocks * k1).reshape(-1, k1)  # [q + n, k1]
     real = (times >= 0) & (times < grid.steps)
     padded = not real.all()
@@ -107,32 +109,24 @@ def reverse_truncated(
         (x, targets), mask, (start, steps), times, block = timed
         lanes = len(block) - q
         x, targets, mask, steps = jax.tree.map(_side_by_side, (x, targets, mask, steps))
-        start = fold(start)
         rows = rows_of(start, restore(recurrence, start, steps, x), x)
 
-        def by_block(rows):  # [k1·N·B, …] as [k1, N, B, …]
-            return jax.tree.map(lambda a: a.reshape(k1, -1, batch, *a.shape[1:]), rows)
-
-        def own(rows):  # those of the blocks that the lanes begin in
-            return jax.tree.map(lambda a: a[:, q:].reshape(-1, *a.shape[3:]), by_block(rows))
-
-        # Credit: from the losses of all blocks, or of the lanes' own ones.
-        targets, mask = fold((targets, mask))
+        # Credit: from the losses of all blocks, or of those that the lanes begin in.
         if grid.losses == "all":
-            counts = jnp.asarray(_lane_counts(grid, lanes), objective.dtype)
-            counts = jnp.broadcast_to(counts[..., None], (*counts.shape, batch)).reshape(-1)
+            counts = jnp.asarray(_lane_counts(grid, lanes), objective.dtype)[..., None]
             from_losses = credit(recurrence, rows, objective.pull, targets, mask, wanted, counts)
-            xs_more = by_block(from_losses.xs)
+            xs_more = from_losses.xs
         else:
-            from_losses = credit(recurrence, Rows(*own(tuple(rows))), objective.pull, own(targets), own(mask), wanted)
-            xs_more = jax.tree.map(lambda a: _pad(a, q), by_block(from_losses.xs))
-        to_after, to_before = by_block((from_losses.to_after, from_losses.to_before))
+            own, targets, mask = jax.tree.map(lambda a: a[:, q:], (rows, targets, mask))
+            from_losses = credit(recurrence, own, objective.pull, targets, mask, wanted)
+            xs_more = jax.tree.map(lambda a: _pad(a, q), from_losses.xs)
+        to_after, to_before = from_losses.to_after, from_losses.to_before
         if delta is not None:
             is_last = (grid.steps == times[q:].T + 1)[..., None]  # [k1, lanes, 1]
             to_after = add(to_after, jax.tree.map(lambda d: _where(is_last, d[None, None]), delta))
 
         # δ, one lane per window, and of all of it what arrives at the outset: in lanes that begin there or pass by.
-        residuals = by_block(linearise(recurrence, rows))
+        residuals = linearise(recurrence, rows)
         starts, deltas = _laps(recurrence, grid, lanes, residuals, (to_after, to_before), state)
         begin = (times[q:, -1] + 1 == grid.k2)[:, None]  # [lanes, 1]
         moving = len(state) - constants
@@ -146,9 +140,8 @@ def reverse_truncated(
             deltas = jax.tree.map(lambda d: _where(there, d), deltas)
 
         # Immediate partials, with the sum of the lanes' δ.
-        flat = jax.tree.map(lambda d: d.reshape(-1, *d.shape[3:]), deltas)
-        weights_more, x_bar = immediate(recurrence, rows, flat, wanted)
-        here = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), add(by_block(x_bar), xs_more))
+        weights_more, x_bar = immediate(recurrence, rows, deltas, wanted)
+        here = jax.tree.map(_side_by_side, add(x_bar, xs_more))
         xs_bar = jax.tree.map(lambda bar, more: _add_at(bar, more, block[0]), xs_bar, here)
         weights_bar = add(add(weights_bar, lying(weights_more)), lying(from_losses.weights))
         return (loss + from_losses.losses.sum(), weights_bar, start_bar, xs_bar), None
@@ -184,25 +177,20 @@ def _laps(
         `[k1, N, B, …]`.
     """
     q, k1 = grid.reach, grid.k1
-    batch = state[0].shape[0]
 
     def lap(p, length, delta, deltas, credit):
-        def last_steps(a):  # [k1, lanes, B, …] as [length, lanes·B, …]
-            return a[k1 - length :].reshape(length, lanes * batch, *a.shape[3:])
+        def last_steps(a):
+            return a[k1 - length :]
 
         def of_lap(a):
             return last_steps(jax.lax.dynamic_slice_in_dim(a, q - p, lanes, axis=1))
 
-        if grid.losses == "all":
-            to_after, to_before = jax.tree.map(of_lap, credit)
-        else:
-            to_after, to_before = jax.tree.map(last_steps, credit)
+        to_after, to_before = jax.tree.map(of_lap if grid.losses == "all" else last_steps, credit)
         delta, more = recur(recurrence, delta, (jax.tree.map(of_lap, residuals), to_after, to_before), length)
-        more = jax.tree.map(lambda a: a.reshape(length, lanes, batch, *a.shape[2:]), more)
         return delta, jax.tree.map(lambda a, b: _add_at(a, b, k1 - length, q - p), deltas, more)
 
     zeros = differentiable(state)
-    delta = jax.tree.map(lambda s: jnp.zeros((lanes * batch, *s.shape[1:]), s.dtype), zeros)
+    delta = jax.tree.map(lambda s: jnp.zeros((lanes, *s.shape), s.dtype), zeros)
     deltas = jax.tree.map(lambda s: jnp.zeros((k1, q + lanes, *s.shape), s.dtype), zeros)
     last = grid.k2 - q * k1
     later = credit if grid.losses == "all" else jax.tree.map(lambda _: None, credit)
@@ -215,7 +203,7 @@ def _laps(
                 lambda carry, p: (lap(p, k1, *carry, later), None), (delta, deltas), jnp.arange(1, q)
             )
         delta, deltas = lap(q, last, delta, deltas, later)
-    return jax.tree.map(lambda d: d.reshape(lanes, batch, *d.shape[1:]), delta), deltas
+    return delta, deltas
 
 
 def _lane_counts(grid: Grid, lanes: int) -> np.ndarray:
@@ -229,9 +217,8 @@ def _lane_counts(grid: Grid, lanes: int) -> np.ndarray:
 
 
 def _side_by_side(a: jax.Array) -> jax.Array:
-    """`[N, k1, B, …]` as `[k1, N·B, …]`."""
-    a = jnp.moveaxis(a, 0, 1)
-    return a.reshape(a.shape[0], -1, *a.shape[3:])
+    """`[N, k1, B, …]` as `[k1, N, B, …]`, and the other way round."""
+    return jnp.moveaxis(a, 0, 1)
 
 
 def _in_blocks(a: jax.Array, k1: int, ahead: int, head: jax.Array) -> jax.Array:
@@ -266,7 +253,7 @@ def _stacked(stored: PerWindow) -> Leaves:
 
 def _where(mask: jax.Array, a: jax.Array) -> jax.Array:
     """`a` where the mask, which has its first axes, is true, else 0."""
-    return jnp.where(mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim)), a, jnp.zeros_like(a))
+    return jnp.where(along(mask, a), a, jnp.zeros_like(a))
 
 
 def _add_at(a: jax.Array, b: jax.Array, *place: Any) -> jax.Array:

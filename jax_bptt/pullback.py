@@ -215,10 +215,10 @@ def immediate(
     """Σ (∂⁺h_t/∂w)ᵀ δ_t over all rows, and (∂⁺h_t/∂u_t)ᵀ δ_t of each row, for the weights w and the drive u_t.
 
     Args:
-        advance: `Pullback.advance`.
+        advance: `Pullback.advance`, of all rows.
         weights: the transition's weights.
-        rows: before, drive, after and kept of all rows, leaves of `[R, …]`.
-        deltas: δ of the state after each row's step, `[R, …]`.
+        rows: before, drive, after and kept of all rows, leaves of `[W, B, …]`.
+        deltas: δ of the state after each row's step, `[W, B, …]`.
         wanted: the weights whose gradient is wanted, None in place of others.
     """
     before, drive, after, kept = rows
@@ -226,7 +226,7 @@ def immediate(
     def pulled(weights, before, drive, deltas):
         def after_of(some, drive_moving):
             arguments = combine(some, weights), before, combine(drive_moving, drive)
-            new, kept = jax.vmap(advance, in_axes=(None, 0, 0))(*arguments)
+            new, kept = advance(*arguments)
             return differentiable(new), (new, kept)
 
         some = [None if w is None else value for w, value in zip(wanted, weights, strict=True)]

@@ -22,11 +22,12 @@ from jax_bptt import pullback
 from jax_bptt.forward import Recurrence, Rows, Saved, Steps, project_rows, read_rows, restore, rows_of
 from jax_bptt.losses import masked
 from jax_bptt.model import Loss
+from jax_bptt.products import with_sums
 from jax_bptt.split import Leaves, combine, differentiable
-from jax_bptt.windows import PerWindow, Windows, fold, scan, unfold
+from jax_bptt.windows import PerWindow, Windows, over, scan
 
-Pull = Callable[[Any, Any, Any], tuple[jax.Array, Leaves]]
-"""`(outputs, targets, mask) -> (losses, cotangents of the leaves of the outputs)`, of rows."""
+Pull = Callable[[Any, Any, Any, int], tuple[jax.Array, Leaves]]
+"""`(outputs, targets, mask, axes) -> (losses, cotangents of the leaves of the outputs)`, of rows of so many axes."""
 
 
 class Objective(NamedTuple):
@@ -57,7 +58,7 @@ class Wanted(NamedTuple):
 class Credit(NamedTuple):
     """What the losses of all rows say, before anything is handed back in time."""
 
-    losses: jax.Array  # [R]
+    losses: jax.Array  # [W, B]
     weights: Leaves
     xs: Leaves
     to_after: Leaves
@@ -82,15 +83,15 @@ class WindowGradient(NamedTuple):
 def pull_loss(loss: Loss, scale: jax.Array) -> Pull:
     """The losses scale · mask · loss(output, target) of all rows, and their cotangents."""
 
-    def pull(outputs: Any, targets: Any, mask: jax.Array | None) -> tuple[jax.Array, Leaves]:
+    def pull(outputs: Any, targets: Any, mask: jax.Array | None, axes: int) -> tuple[jax.Array, Leaves]:
         leaves, structure = jax.tree.flatten(outputs)
 
         def losses(some):
             outputs = jax.tree.unflatten(structure, combine(some, leaves))
             if mask is None:
-                values = jax.vmap(loss)(outputs, targets)
+                values = over(loss, 0, axes)(outputs, targets)
             else:
-                values = jax.vmap(masked(loss))(outputs, targets, mask)
+                values = over(masked(loss), 0, axes)(outputs, targets, mask)
             values = scale * values.astype(scale.dtype)
             return values.sum(), values
 
@@ -120,18 +121,17 @@ def window_gradient(
         delta: δ at its end, leaves of `[B, …]`.
         wanted: which of weights and xs a gradient is wanted for.
     """
-    rows, batch = rows_of(start, steps, x), start[0].shape[0]
-    targets, mask = fold((objective.targets, objective.mask))
-    from_losses = credit(recurrence, rows, objective.pull, targets, mask, wanted)
-    by_step = unfold((linearise(recurrence, rows), from_losses.to_after, from_losses.to_before), batch)
+    rows = rows_of(start, steps, x)
+    from_losses = credit(recurrence, rows, objective.pull, objective.targets, objective.mask, wanted)
+    by_step = linearise(recurrence, rows), from_losses.to_after, from_losses.to_before
     delta_start, deltas = recur(recurrence, delta, by_step, x[0].shape[0])
-    weights_bar, x_bar = immediate(recurrence, rows, fold(deltas), wanted)
+    weights_bar, x_bar = immediate(recurrence, rows, deltas, wanted)
     return WindowGradient(
         loss=from_losses.losses.sum(),
         weights=add(weights_bar, from_losses.weights),
         start=delta_start,
         deltas=deltas,
-        xs=unfold(add(x_bar, from_losses.xs), batch),
+        xs=add(x_bar, from_losses.xs),
     )
 
 
@@ -147,14 +147,15 @@ def credit(
     """What the losses of all rows say: credit to the states, and the gradient through the readout itself.
 
     Args:
-        targets, mask: those of the rows, `[R, …]` and `[R]`.
-        counts: how often each row's loss counts, `[R]`; the credit to the states is that of counting it once.
+        targets, mask: those of the rows, `[W, B, …]` and `[W, B]`.
+        counts: how often each row's loss counts, like the mask or with axes of 1; the credit to the states is that of
+            counting it once.
     """
-    parts, weights = recurrence.parts, recurrence.weights
+    parts = recurrence.parts
 
     def outputs(w, after, x, before):
         read = combine(before, rows.before), combine(after, rows.after), rows.kept, combine(x, rows.x)
-        made = read_rows(parts, combine(w, weights), Rows(*read))
+        made = read_rows(recurrence._replace(weights=combine(w, recurrence.weights)), Rows(*read))
         return differentiable(jax.tree.leaves(made)), made
 
     _, pull, made = jax.vjp(
@@ -165,20 +166,19 @@ def credit(
         _only(parts.reads_before, differentiable(rows.before)),
         has_aux=True,
     )
-    losses, cotangents = pull_losses(made, targets, mask)
-    weights_bar, to_after, xs_bar, to_before = pull(cotangents)
+    losses, cotangents = pull_losses(made, targets, mask, 1 + recurrence.batch_axes)
+    weights_bar, to_after, xs_bar, to_before = with_sums(pull, cotangents)
     if counts is not None:
         losses = counts * losses
-        counted = jax.tree.map(lambda c: jax.vmap(jnp.multiply)(counts.astype(c.dtype), c), cotangents)
-        weights_bar, _, xs_bar, _ = pull(counted)
+        counted = jax.tree.map(lambda c: along(counts, c).astype(c.dtype) * c, cotangents)
+        weights_bar, _, xs_bar, _ = with_sums(pull, counted)
     return Credit(losses, weights_bar, xs_bar, to_after, to_before)
 
 
 def linearise(recurrence: Recurrence, rows: Rows) -> Leaves:
     """What the recursion of δ needs of each row."""
-    drive = project_rows(recurrence, rows.x)
-    of_rows = jax.vmap(recurrence.pullback.linearise, in_axes=(None, 0, 0, 0, 0))
-    return of_rows(recurrence.weights, rows.before, drive, rows.after, rows.kept)
+    of_rows = recurrence.over_rows(recurrence.pullback.linearise, (None, 0, 0, 0, 0))
+    return of_rows(recurrence.weights, rows.before, project_rows(recurrence, rows.x), rows.after, rows.kept)
 
 
 def recur(
@@ -195,7 +195,7 @@ def recur(
         δ at the start, and δ of the state after each step, `[W, B, …]`.
     """
     fixed = recurrence.pullback.prepare(recurrence.weights)
-    pull = jax.vmap(recurrence.pullback.pull, in_axes=(None, 0, 0))
+    pull = recurrence.over_batch(recurrence.pullback.pull, (None, 0, 0))
 
     def back(delta, step):
         residuals_t, to_after_t, to_before_t = step
@@ -209,22 +209,25 @@ def immediate(recurrence: Recurrence, rows: Rows, deltas: Leaves, wanted: Wanted
     """The sum of the immediate partials, the state before each step held constant.
 
     Args:
-        deltas: δ of the state after each step, leaves of `[R, …]`.
+        deltas: δ of the state after each step, leaves of `[W, B, …]`.
 
     Returns:
-        The gradient of the weights, and the cotangents of the inputs, `[R, …]`.
+        The gradient of the weights, and the cotangents of the inputs, `[W, B, …]`.
     """
 
-    def project(weights, x):
-        drive = project_rows(recurrence._replace(weights=combine(weights, recurrence.weights)), combine(x, rows.x))
-        return differentiable(drive), drive
+    def partials(deltas: Leaves) -> tuple[Leaves, Leaves]:
+        def project(weights, x):
+            drive = project_rows(recurrence._replace(weights=combine(weights, recurrence.weights)), combine(x, rows.x))
+            return differentiable(drive), drive
 
-    _, pull, drive = jax.vjp(project, wanted.weights, _wanted_rows(wanted.xs, rows.x), has_aux=True)
-    known = rows.before, drive, rows.after, rows.kept
-    advance, weights = recurrence.pullback.advance, recurrence.weights
-    by_transition, drive_bar = pullback.immediate(advance, weights, known, deltas, wanted.weights)
-    by_drive, xs_bar = pull(drive_bar)
-    return add(by_transition, by_drive), xs_bar
+        _, pull, drive = jax.vjp(project, wanted.weights, _wanted_rows(wanted.xs, rows.x), has_aux=True)
+        advance = recurrence.over_rows(recurrence.pullback.advance, (None, 0, 0))
+        known = rows.before, drive, rows.after, rows.kept
+        by_transition, drive_bar = pullback.immediate(advance, recurrence.weights, known, deltas, wanted.weights)
+        by_drive, xs_bar = pull(drive_bar)
+        return add(by_transition, by_drive), xs_bar
+
+    return with_sums(partials, deltas)
 
 
 def reverse(
@@ -268,12 +271,7 @@ def reverse(
 
 
 def lying(weights: Leaves) -> Leaves:
-    """Matrices with their longer side across: transposed where they are taller than wide.
-
-    A window's gradient of a weight is the product of [R, M]ᵀ and [R, N]; XLA makes its transpose by changing the two.
-    (That with M ≤ N took 0.4 to 0.96 of the time of its transpose, on two CPU cores, R from 64 to 1024, M from 32 to
-    512, N from two to sixteen times M.)
-    """
+    """Matrices with their longer side across, as `products` makes them: transposed where they are taller than wide."""
     return [w.T if w is not None and w.ndim == 2 and w.shape[0] > w.shape[1] else w for w in weights]
 
 
@@ -285,6 +283,11 @@ def accumulator(dtype: Any) -> Any:
 def add(some: Leaves, more: Leaves) -> Leaves:
     """The sum, leaf by leaf, in the dtype of the first; None is zero."""
     return [b if a is None else a if b is None else a + b.astype(a.dtype) for a, b in zip(some, more, strict=True)]
+
+
+def along(some: jax.Array, other: jax.Array) -> jax.Array:
+    """An array of the first axes of another, to be broadcast along its other ones."""
+    return some.reshape(*some.shape, *[1] * (other.ndim - some.ndim))
 
 
 def _only(chosen: tuple[bool, ...], leaves: Leaves) -> Leaves:

@@ -25,7 +25,7 @@ from jax_bptt.calls import arrays, check_call, check_like
 from jax_bptt.forward import read_rows, rows_of, run_window, space
 from jax_bptt.model import Loss, Model, Step, step_of
 from jax_bptt.options import check_count, check_options, check_truncation, describe
-from jax_bptt.windows import Windows, default_size, example, fold, scan
+from jax_bptt.windows import Windows, default_size, example, scan
 
 Update = Callable[..., tuple["TrainState", "Metrics"]]
 """`update(train_state, xs, targets, *, mask=None, reset=None) -> (train_state, metrics)`."""
@@ -298,8 +298,8 @@ def evaluate(
             (start, total), (x, targets, mask) = carry, timed
             into = space(recurrence, start, x, "states")
             end, steps = run_window(recurrence, start, x, into, effects=True)
-            outputs = read_rows(recurrence.parts, recurrence.weights, rows_of(start, steps, x))
-            losses, _ = objective.pull(outputs, *fold((targets, mask)))
+            outputs = read_rows(recurrence, rows_of(start, steps, x))
+            losses, _ = objective.pull(outputs, targets, mask, 2)
             return (end, total + losses.sum()), None
 
         size = window or default_size(of_call.steps, of_call.batch, "states")

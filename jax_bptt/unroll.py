@@ -18,7 +18,7 @@ from jax_bptt.model import Model, step_of
 from jax_bptt.options import SAVES, check_choice, check_count, check_if_truncated
 from jax_bptt.reverse import Objective, reverse
 from jax_bptt.split import Leaves, combine
-from jax_bptt.windows import Windows, default_size, example, join
+from jax_bptt.windows import Windows, default_size, example, join, over
 
 
 def unroll(
@@ -151,13 +151,12 @@ def unroll(
     return unrolled((call.params, constants), call.state, call.xs, call.reset, call.reset_state)
 
 
-def _pull_given(outputs: Any, cotangents: Any, mask: jax.Array | None) -> tuple[jax.Array, Leaves]:
+def _pull_given(outputs: Any, cotangents: Any, mask: jax.Array | None, axes: int) -> tuple[jax.Array, Leaves]:
     """Cotangents of outputs that are given, instead of those of losses."""
-    rows = jax.tree.leaves(outputs)[0].shape[0]
+    rows = jax.tree.leaves(outputs)[0].shape[:axes]
     if mask is not None:
-        cotangents = jax.tree.map(
-            lambda c: jax.vmap(lambda m, c: jnp.where(m != 0, c, jnp.zeros_like(c)))(mask, c), cotangents
-        )
+        keep = over(lambda m, c: jnp.where(m != 0, c, jnp.zeros_like(c)), 0, axes)
+        cotangents = jax.tree.map(lambda c: keep(mask, c), cotangents)
     return jnp.zeros(rows, jnp.float32), cotangents
 
 

@@ -4,8 +4,9 @@ T steps make T // W full windows and, where W does not divide T, a last one of T
 over them in either direction: the full windows in one `lax.scan`, which slices them out of the whole sequence as it
 goes, and the last one by a call of its own. No step is padded and none is copied beforehand.
 
-Inside a window, what is parallel in time is done for all rows at once, a row being one step of one example: `fold`
-makes the row axis out of time and batch, `unfold` undoes it, and `example` tells the shapes of one row.
+Inside a window, what is parallel in time is done for all rows at once, a row being one step of one example. Rows keep
+their axes, time and batch: were they one, a batch that is divided among devices could not stay so. `over` maps a
+function of one row over them, and `example` tells the shapes of one row.
 """
 
 import math
@@ -123,14 +124,11 @@ def join(outs: PerWindow) -> Any:
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), full, outs.last)
 
 
-def fold(tree: Any) -> Any:
-    """Time and batch made one axis of rows: `[W, B, …]` to `[W·B, …]`."""
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
-
-
-def unfold(tree: Any, batch: int) -> Any:
-    """Rows divided into time and batch again: `[W·B, …]` to `[W, B, …]`."""
-    return jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), tree)
+def over(function: Callable, in_axes: Any, axes: int) -> Callable:
+    """`jax.vmap` over that many leading axes; `in_axes` says of which arguments, by 0, and None of the others."""
+    for _ in range(axes):
+        function = jax.vmap(function, in_axes)
+    return function
 
 
 def example(tree: Any, axes: int) -> Any:

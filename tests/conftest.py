@@ -9,6 +9,7 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 # Both precisions are tested: arrays carry their dtypes, and the default one is double.
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)
 
 if PROFILE == "default":
     # Hundreds of small programs are run once each and judged by their numbers: LLVM need not optimise them. The

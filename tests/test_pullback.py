@@ -42,7 +42,8 @@ def check(example, deltas=None):
     weights_bar, before_bar, drive_bar = jax.vjp(new_state, *wanted)[1](delta)
     after, kept = pullback.advance(weights, before, drive)
     rows = jax.tree.map(lambda a: a[None], (before, drive, after, kept))
-    by_rows = immediate(pullback.advance, weights, rows, jax.tree.map(lambda d: d[None], delta), wanted[0])
+    of_rows = jax.vmap(pullback.advance, (None, 0, 0))
+    by_rows = immediate(of_rows, weights, rows, jax.tree.map(lambda d: d[None], delta), wanted[0])
     got = pulled(pullback, weights, before, drive, delta), by_rows[0], jax.tree.map(lambda d: d[0], by_rows[1])
     want = before_bar, weights_bar, drive_bar
     assert jax.tree.structure(got) == jax.tree.structure(want)

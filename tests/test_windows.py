@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_bptt.windows import PerWindow, Windows, default_size, fold, join, scan, unfold
+from jax_bptt.windows import PerWindow, Windows, default_size, join, over, scan
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 12])
@@ -35,13 +35,15 @@ def test_scan_equals_a_loop_over_slices(steps, size, reverse):
     assert all(np.all(o[1]) for o in out if o is not None)
 
 
-def test_fold_and_unfold_are_inverse():
-    tree = {"a": np.arange(24).reshape(4, 3, 2), "b": (np.arange(12).reshape(4, 3),)}
-    folded = fold(tree)
-    assert folded["a"].shape == (12, 2)
-    np.testing.assert_array_equal(folded["a"][1 * 3 + 2], tree["a"][1, 2])
-    np.testing.assert_array_equal(unfold(folded, 3)["a"], tree["a"])
-    np.testing.assert_array_equal(unfold(folded, 3)["b"][0], tree["b"][0])
+@pytest.mark.parametrize("axes", [0, 1, 2, 3])
+def test_over_equals_loops(axes):
+    rng = np.random.default_rng(0)
+    weights, a, b = rng.normal(size=5), rng.normal(size=(*range(2, 2 + axes), 5)), rng.normal(size=range(2, 2 + axes))
+    got = over(lambda w, row: {"y": w @ row["a"] + row["b"]}, (None, 0), axes)(weights, {"a": a, "b": b})
+    want = np.empty(b.shape)
+    for row in np.ndindex(b.shape):
+        want[row] = weights @ a[row] + b[row]
+    np.testing.assert_allclose(got["y"], want)
 
 
 @pytest.mark.parametrize("batch", [1, 8, 32, 128, 5000])

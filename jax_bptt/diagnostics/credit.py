@@ -21,7 +21,6 @@ from jax_bptt.model import Loss, Model, Step, step_of
 from jax_bptt.options import check_count, check_if_truncated, check_options
 from jax_bptt.reverse import add, credit, linearise
 from jax_bptt.split import Leaves
-from jax_bptt.windows import fold, unfold
 
 LARGEST = 2048
 """Steps up to which `credit_matrix` is made: its passes, and its entries, are T² in number."""
@@ -151,15 +150,13 @@ def credit_by_lag(
     end, of_window = run_window(of_step, of_call.state, of_call.xs, into, effects=True)
     rows = rows_of(of_call.state, of_window, of_call.xs)
     moving = len(end) - of_call.constants
-    check_finite(problem.state_of(call, unfold(rows.after, batch)))
+    check_finite(problem.state_of(call, rows.after))
 
     objective = problem.objective(of_call, loss, call.loss_dtype, "sum", np.ones(steps, int))
-    targets, mask = fold((objective.targets, objective.mask))
-    from_losses = credit(of_step, rows, objective.pull, targets, mask, of_call.wanted)
-    by_step = linearise(of_step, rows), from_losses.to_after, from_losses.to_before
-    residuals, to_after, to_before = unfold(by_step, batch)
+    from_losses = credit(of_step, rows, objective.pull, objective.targets, objective.mask, of_call.wanted)
+    residuals, to_after, to_before = linearise(of_step, rows), from_losses.to_after, from_losses.to_before
     fixed = of_step.pullback.prepare(of_step.weights)
-    pull = jax.vmap(jax.vmap(of_step.pullback.pull, in_axes=(None, 0, 0)), in_axes=(None, 0, 0))
+    pull = of_step.over_rows(of_step.pullback.pull, (None, 0, 0))
 
     def norms(delta: Leaves) -> jax.Array:
         squares = [jnp.square(jnp.abs(d)).reshape(steps, batch, -1).sum(-1) for d in delta[:moving] if d is not None]
