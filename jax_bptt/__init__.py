@@ -12,9 +12,9 @@ window, whose rows are its steps of all examples, `[W, B]`. Arrays have time fir
 
 The way of the data: `options` and `calls` read a call; `split` cuts the step by what it depends on, `problem` makes
 flat leaves of everything; `windows` cuts time; `forward` computes the states; `reverse` holds the gradient of a window,
-and runs over windows for exact BPTT, as `laps` does for truncated; `bptt`, `truncated` and `unroll` say what is
-computed. `reference` has the same by `jax.grad`; `training` makes updates of them, `batching` what they are fed with;
-`diagnostics` measures how far credit travels.
+with the sums over its rows of `products`, and runs over windows for exact BPTT, as `laps` does for truncated; `bptt`,
+`truncated` and `unroll` say what is computed. `reference` has the same by `jax.grad`; `training` makes updates of them,
+`batching` what they are fed with; `diagnostics` measures how far credit travels.
 """
 
 import importlib
