@@ -72,7 +72,7 @@ def bptt(
         * `grads` has the structure of the argument named by `argnums`, or is a tuple of such.
 
         It is a pure function and not jitted: wrap it, or the training step around it, in `jax.jit`. There a batch that
-        is divided among devices, along an automatic axis of a mesh, stays so.
+        is divided among devices, along an automatic axis of a mesh, stays so (on CPU but for the gradients of weights).
 
     Raises:
         TypeError, ValueError: when built, for an option, and when called, for an argument, that is not of this form.

@@ -22,3 +22,9 @@ _common = {"deadline": None, "derandomize": True, "suppress_health_check": list(
 settings.register_profile("default", max_examples=40, **_common)
 settings.register_profile("thorough", max_examples=1000, **_common)
 settings.load_profile(PROFILE)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Compile what would be compiled for other platforms than CPU."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **platforms: default(*args))

@@ -27,12 +27,6 @@ def mesh():
     return jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
 
 
-@pytest.fixture
-def elsewhere(monkeypatch):
-    """Compile what would be compiled for other platforms than CPU."""
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **platforms: default(*args))
-
-
 def divided(mesh, args):
     """The arguments, with the batch divided and the params everywhere."""
     specs = NOWHERE, BATCH, OF_TIME, OF_TIME
