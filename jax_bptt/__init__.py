@@ -10,21 +10,26 @@ Letters for dimensions, everywhere: T time, B batch, H hidden, I inputs, O outpu
 window, whose rows are its steps of all examples, `[W, B]`. Arrays have time first, then batch. Suffixes for time:
 `h_t`, `h_tm1` (h_{t−1}).
 
-The way of the data: `options` and `calls` read a call; `split` cuts the step by what it depends on, `problem` makes
-flat leaves of everything; `windows` cuts time; `forward` computes the states; `reverse` holds the gradient of a window,
-with the sums over its rows of `products`, and runs over windows for exact BPTT, as `laps` does for truncated; `bptt`,
-`truncated` and `unroll` say what is computed. `reference` has the same by `jax.grad`; `training` makes updates of them,
-`batching` what they are fed with; `diagnostics` measures how far credit travels.
+Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is the idea. The rooms:
+
+    exact, truncated   the gradient functions: `bptt`, `state_gradients`; `truncated_bptt`
+    recurrence         `unroll`, a recurrence inside a larger model
+    reference          the same gradients by `jax.grad`
+    model              the vocabulary: step, loss, cell, gradient function, options
+    cells, losses      ready-made models and losses
+    training           updates made of gradients; batching, what they are fed with; checkpoint, what is saved of them
+    diagnostics/       how far credit travels, what truncation makes of it, what runs where
+    plots              pictures of it; needs matplotlib, so import it by name: `from jax_bptt import plots`
+    checks/            what is refused, before anything is traced
+    engine/            private: how it is computed; its docstring is a map of its own
+    command/           the command-line program
 """
 
-import importlib
-from typing import Any
-
 from jax_bptt import batching, cells, diagnostics, losses, reference, training
-from jax_bptt.bptt import bptt, state_gradients
+from jax_bptt.exact import bptt, state_gradients
 from jax_bptt.model import Cell
+from jax_bptt.recurrence import unroll
 from jax_bptt.truncated import truncated_bptt
-from jax_bptt.unroll import unroll
 
 __all__ = [
     "Cell",
@@ -39,10 +44,3 @@ __all__ = [
     "truncated_bptt",
     "unroll",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """`jax_bptt.plots`, imported where it is used, since matplotlib need not be installed."""
-    if name == "plots":
-        return importlib.import_module("jax_bptt.plots")
-    raise AttributeError(f"module 'jax_bptt' has no attribute {name!r}")

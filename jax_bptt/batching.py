@@ -14,18 +14,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jax_bptt.options import check_count, describe
+from jax_bptt.checks.options import check_count, describe
 
 
 class Batch(NamedTuple):
     """T steps of B sequences."""
 
-    data: Any
-    """As what was cut: a pytree of `[T, B, …]`."""
-    mask: np.ndarray
-    """What is data and not padding: booleans of `[T, B]`."""
-    ids: np.ndarray
-    """Which of the sequences each column has, `[B]` integers; −1 where it has none and is masked."""
+    data: Any  # as what was cut: a pytree of [T, B, …]
+    mask: np.ndarray  # what is data and not padding: booleans of [T, B]
+    ids: np.ndarray  # which of the sequences each column has, [B] integers; −1 where it has none and is masked
 
 
 def streams(data: Any, batch: int, steps: int) -> list[Batch]:
@@ -64,11 +61,7 @@ def streams(data: Any, batch: int, steps: int) -> list[Batch]:
 
 
 def buckets(
-    sequences: Sequence[Any],
-    batch: int,
-    *,
-    lengths: int | Sequence[int] = 8,
-    rng: np.random.Generator | None = None,
+    sequences: Sequence[Any], batch: int, *, lengths: int | Sequence[int] = 8, rng: np.random.Generator | None = None
 ) -> list[Batch]:
     """Sequences of different lengths, those of like length together, each padded to one of a few lengths.
 

@@ -14,15 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, glorot_uniform, orthogonal
 
+from jax_bptt.checks.options import check_count
 from jax_bptt.model import Cell
-from jax_bptt.options import check_count
 
 Activation = Callable[[jax.Array], jax.Array]
-
-
-def identity(x: jax.Array) -> jax.Array:
-    """x itself: the g of a linear readout."""
-    return x
 
 
 def elman(
@@ -31,7 +26,7 @@ def elman(
     outputs: int | None,
     *,
     f: Activation = jnp.tanh,
-    g: Activation = identity,
+    g: Activation = jax.nn.identity,
     bias: bool = False,
     output_bias: bool = False,
     recurrent_init: Initializer = orthogonal(),
@@ -70,7 +65,7 @@ def elman(
         params = {"A": recurrent_init(key_A, (hidden, hidden), dtype), "B": input_init(key_B, (hidden, inputs), dtype)}
         if bias:
             params["b"] = jnp.zeros(hidden, dtype)
-        return params | _init_readout(key_C, outputs, hidden, output_bias, output_init, dtype)
+        return params | _init_readout(key_C, (outputs, hidden), output_bias, output_init, dtype)
 
     def step(params: Any, h_tm1: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
         from_x = params["B"] @ x_t
@@ -85,7 +80,7 @@ def gru(
     hidden: int,
     outputs: int | None,
     *,
-    g: Activation = identity,
+    g: Activation = jax.nn.identity,
     bias: bool = True,
     output_bias: bool = False,
     recurrent_init: Initializer = orthogonal(),
@@ -101,12 +96,9 @@ def gru(
         h_t = (1 − z_t) ⊙ n_t + z_t ⊙ h_{t−1},    ŷ_t = g(C h_t [+ c])
 
     Args:
-        inputs, hidden, outputs: I, H and O; with `outputs=None` the output is h_t.
-        g: activation of the readout.
-        bias, output_bias: whether there are b_ih and b_hh, and a c.
-        recurrent_init, input_init, output_init: initialisers of each gate's recurrent weights (orthogonal, Saxe et al.
-            2014), each gate's input weights and C (Glorot & Bengio 2010). Biases begin at 0.
-        dtype: of params and state; `float` is JAX's default.
+        inputs, hidden, outputs, g, output_bias, dtype: as for `elman`.
+        bias: whether there are b_ih and b_hh.
+        recurrent_init, input_init, output_init: as for `elman`, of the weights of each gate by itself.
 
     Returns:
         A `Cell` with params `{"W_ih": [3H, I], "W_hh": [3H, H], "b_ih": [3H], "b_hh": [3H], "C": [O, H]}`, the gates
@@ -123,8 +115,8 @@ def gru(
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         key_gates, key_C = jax.random.split(key)
-        params = _init_gates(key_gates, 3, inputs, hidden, bias, recurrent_init, input_init, dtype)
-        return params | _init_readout(key_C, outputs, hidden, output_bias, output_init, dtype)
+        params = _init_gates(key_gates, 3, (hidden, inputs), bias, recurrent_init, input_init, dtype)
+        return params | _init_readout(key_C, (outputs, hidden), output_bias, output_init, dtype)
 
     def step(params: Any, h_tm1: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
         from_x = params["W_ih"] @ x_t
@@ -146,7 +138,7 @@ def lstm(
     hidden: int,
     outputs: int | None,
     *,
-    g: Activation = identity,
+    g: Activation = jax.nn.identity,
     bias: bool = True,
     output_bias: bool = False,
     forget_bias: float = 1.0,
@@ -165,14 +157,10 @@ def lstm(
         h_t = o_t ⊙ tanh(c_t),    ŷ_t = g(C h_t [+ c])
 
     Args:
-        inputs, hidden, outputs: I, H and O; with `outputs=None` the output is h_t.
-        g: activation of the readout.
-        bias, output_bias: whether there are b_ih and b_hh, and a c.
+        inputs, hidden, outputs, g, output_bias, dtype: as for `elman`.
+        bias, recurrent_init, input_init, output_init: as for `gru`.
         forget_bias: where the forget gate's bias begins. With 1 the memory is kept at the outset (Gers, Schmidhuber &
             Cummins 2000; Jozefowicz, Zaremba & Sutskever 2015). The other biases begin at 0.
-        recurrent_init, input_init, output_init: initialisers of each gate's recurrent weights (orthogonal, Saxe et al.
-            2014), each gate's input weights and C (Glorot & Bengio 2010).
-        dtype: of params and state; `float` is JAX's default.
 
     Returns:
         A `Cell` with params `{"W_ih": [4H, I], "W_hh": [4H, H], "b_ih": [4H], "b_hh": [4H], "C": [O, H]}`, the gates
@@ -190,10 +178,10 @@ def lstm(
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         key_gates, key_C = jax.random.split(key)
-        params = _init_gates(key_gates, 4, inputs, hidden, bias, recurrent_init, input_init, dtype)
+        params = _init_gates(key_gates, 4, (hidden, inputs), bias, recurrent_init, input_init, dtype)
         if bias:
             params["b_ih"] = params["b_ih"].at[hidden : 2 * hidden].set(forget_bias)
-        return params | _init_readout(key_C, outputs, hidden, output_bias, output_init, dtype)
+        return params | _init_readout(key_C, (outputs, hidden), output_bias, output_init, dtype)
 
     def step(
         params: Any, state: tuple[jax.Array, jax.Array], x_t: jax.Array
@@ -264,42 +252,27 @@ def stack(cells: Sequence[Cell]) -> Cell:
 
 
 def _check_sizes(inputs: int, hidden: int, outputs: int | None) -> None:
-    check_count("inputs", inputs)
-    check_count("hidden", hidden)
-    if outputs is not None:
-        check_count("outputs", outputs)
+    for name, size in (("inputs", inputs), ("hidden", hidden), ("outputs", 1 if outputs is None else outputs)):
+        check_count(name, size)
 
 
 def _init_gates(
-    key: jax.Array,
-    gates: int,
-    inputs: int,
-    hidden: int,
-    bias: bool,
-    recurrent_init: Initializer,
-    input_init: Initializer,
-    dtype: Any,
+    key: jax.Array, gates: int, sizes: tuple[int, int], bias: bool, recur: Initializer, read: Initializer, dtype: Any
 ) -> dict[str, jax.Array]:
     """Weights of several gates, each initialised by itself and then stacked."""
-    keys_ih, keys_hh = jax.random.split(key, (2, gates))
-    params = {
-        "W_ih": jnp.concatenate([input_init(k, (hidden, inputs), dtype) for k in keys_ih]),
-        "W_hh": jnp.concatenate([recurrent_init(k, (hidden, hidden), dtype) for k in keys_hh]),
-    }
-    if bias:
-        params |= {"b_ih": jnp.zeros(gates * hidden, dtype), "b_hh": jnp.zeros(gates * hidden, dtype)}
-    return params
+    (hidden, inputs), (keys_ih, keys_hh) = sizes, jax.random.split(key, (2, gates))
+    W_ih = jnp.concatenate([read(k, (hidden, inputs), dtype) for k in keys_ih])
+    W_hh = jnp.concatenate([recur(k, (hidden, hidden), dtype) for k in keys_hh])
+    biases = {name: jnp.zeros(gates * hidden, dtype) for name in ("b_ih", "b_hh") if bias}
+    return {"W_ih": W_ih, "W_hh": W_hh} | biases
 
 
 def _init_readout(
-    key: jax.Array, outputs: int | None, hidden: int, bias: bool, init: Initializer, dtype: Any
+    key: jax.Array, sizes: tuple[int | None, int], bias: bool, init: Initializer, dtype: Any
 ) -> dict[str, jax.Array]:
-    if outputs is None:
+    if sizes[0] is None:
         return {}
-    params = {"C": init(key, (outputs, hidden), dtype)}
-    if bias:
-        params["c"] = jnp.zeros(outputs, dtype)
-    return params
+    return {"C": init(key, sizes, dtype)} | ({"c": jnp.zeros(sizes[0], dtype)} if bias else {})
 
 
 def _readout(params: Any, h_t: jax.Array) -> jax.Array:

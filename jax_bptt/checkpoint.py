@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jax_bptt.problem import is_number
+from jax_bptt.engine.leaves import is_key
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 """In the names of what orbax is about to write, or was when it was killed."""
@@ -59,11 +59,9 @@ def restore(directory: str | Path, settings: Mapping[str, Any], like: Any) -> tu
     if not names:
         return None
     step = max(map(int, names))
-    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    newest, checkpointer = path.resolve() / str(step), ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     try:
-        found = checkpointer.restore(
-            path.resolve() / str(step), args=ocp.args.Composite(settings=ocp.args.JsonRestore())
-        ).settings
+        found = checkpointer.restore(newest, args=ocp.args.Composite(settings=ocp.args.JsonRestore())).settings
         saved, digest = found["settings"], found["digest"]
     except Exception as error:  # whatever orbax makes of what it finds
         raise _damaged(path, step) from error
@@ -75,9 +73,7 @@ def restore(directory: str | Path, settings: Mapping[str, Any], like: Any) -> tu
             + ", ".join(f"{name} was {saved.get(name)!r} and is {wanted.get(name)!r}" for name in others)
         )
     try:
-        tree = checkpointer.restore(
-            path.resolve() / str(step), args=ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        ).state
+        tree = checkpointer.restore(newest, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
     except Exception as error:
         raise _damaged(path, step) from error
     if _digest(tree) != digest:
@@ -87,12 +83,7 @@ def restore(directory: str | Path, settings: Mapping[str, Any], like: Any) -> tu
 
 @contextmanager
 def saver(directory: str | Path, settings: Mapping[str, Any]) -> Iterator[Callable[[int, Any], None]]:
-    """A function `save(step, tree)`, which keeps the newest two checkpoints.
-
-    Args:
-        directory: made where it does not exist.
-        settings: what is trained; `restore` wants the same.
-    """
+    """A function `save(step, tree)`, which keeps the newest two checkpoints; `restore` wants the same settings."""
     path = Path(directory).resolve()
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False, todelete_subdir=DELETED)
     with ocp.CheckpointManager(path, options=options) as manager:
@@ -100,8 +91,7 @@ def saver(directory: str | Path, settings: Mapping[str, Any]) -> Iterator[Callab
         def save(step: int, tree: Any) -> None:
             described = {"settings": dict(settings), "digest": _digest(tree)}
             manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(tree), settings=ocp.args.JsonSave(described)),
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), settings=ocp.args.JsonSave(described))
             )
             if (path / DELETED).exists():
                 shutil.rmtree(path / DELETED)
@@ -119,7 +109,7 @@ def _digest(tree: Any) -> str:
     """SHA-256 of all arrays, their dtypes and shapes."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        array = np.asarray(leaf if is_number(leaf) else jax.random.key_data(leaf))
+        array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

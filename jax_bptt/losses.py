@@ -1,12 +1,8 @@
 """Losses of one step of one example, `loss(output, target) -> scalar`, over those of optax."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
-
-from jax_bptt.model import Loss
 
 
 def squared_error(output: jax.Array, target: jax.Array) -> jax.Array:
@@ -52,18 +48,3 @@ def softmax_cross_entropy(output: jax.Array, target: jax.Array) -> jax.Array:
             "the shape of the output without its last axis, of one step of one example"
         )
     return jnp.sum(optax.losses.softmax_cross_entropy_with_integer_labels(output, target))
-
-
-def masked(loss: Loss):
-    """`loss` times a weight, as `(output, target, weight) -> scalar`.
-
-    Where the weight is zero, loss and gradient are zero whatever output and target hold, NaN included: the cotangent
-    is cut on its way out of the loss, where 0 · NaN would get through, and on its way into the output.
-    """
-
-    def weighted(output: Any, target: Any, weight: jax.Array) -> jax.Array:
-        counts = weight != 0
-        output = jax.tree.map(lambda y: jnp.where(counts, y, jax.lax.stop_gradient(y)), output)
-        return jnp.where(counts, weight * loss(output, target), 0)
-
-    return weighted

@@ -1,15 +1,27 @@
-"""What a model is: the step of one example, alone or together with its initial params and state as a `Cell`."""
+"""The vocabulary: what a model, a loss and a gradient function are, and the options that they share."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 
+PyTree = Any
+"""Arrays in any nesting of containers that JAX knows."""
+
 #: `step(params, state, x) -> (state, output)` of one example: no time axis, no batch axis, any pytrees.
-Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+Step = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 #: `loss(output, target) -> scalar` of one step of one example.
-Loss = Callable[[Any, Any], jax.Array]
+Loss = Callable[[PyTree, PyTree], jax.Array]
+
+Reduction = Literal["sum", "mean"]
+"""Of the losses: Σ mask·ℓ over all steps and examples, or that over the sum of the weights."""
+
+Save = Literal["dots", "states", "boundaries"]
+"""What the forward pass keeps of every step."""
+
+Losses = Literal["newest", "all", "last"]
+"""Which of its losses a window of truncation has."""
 
 
 class Cell(NamedTuple):
@@ -18,15 +30,47 @@ class Cell(NamedTuple):
     Every function that takes a `model` takes either a `Cell` or a bare step; nothing is faster for being a `Cell`.
     """
 
-    init: Callable[[jax.Array], Any]
+    init: Callable[[jax.Array], PyTree]
     """`init(key) -> params`."""
-    initial_state: Callable[[int], Any]
+    initial_state: Callable[[int], PyTree]
     """`initial_state(batch_size) -> state`, with a leading batch axis."""
     step: Step
     """`step(params, state, x) -> (state, output)` of one example."""
 
 
 Model = Cell | Step
+
+Result = TypeVar("Result", covariant=True)
+
+
+class OverSequences(Protocol[Result]):
+    """A function of a batch of sequences: what `bptt` and the others that take a model and a loss return."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        state: PyTree,
+        xs: PyTree,
+        targets: PyTree,
+        mask: jax.typing.ArrayLike | None = None,
+        reset: jax.typing.ArrayLike | None = None,
+        reset_state: PyTree = None,
+    ) -> Result:
+        """Run it.
+
+        Args:
+            params: the model's.
+            state: the state to begin with, `[B, …]`.
+            xs, targets: inputs and targets, `[T, B, …]`.
+            mask: weights of the losses, `[T]` or `[T, B]`.
+            reset: where the state is put back before a step, booleans of `[T]` or `[T, B]`.
+            reset_state: to what it is put back, `[B, …]`; zeros where None.
+        """
+        ...
+
+
+GradientFunction = OverSequences[tuple[tuple[jax.Array, PyTree], PyTree]]
+"""`(loss, state), grads = gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None)`."""
 
 
 def step_of(model: Model) -> Step:

@@ -1,4 +1,6 @@
-"""Pictures: one function each, drawn on given axes or on a figure of their own, which is returned; nothing is shown.
+"""Pictures: one function each, drawn on the axes `ax` or, where that is None, on a figure of their own.
+
+Each returns the figure; nothing is shown.
 
 Needs matplotlib: `pip install 'jax_bptt[plots]'`.
 """
@@ -13,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from jax_bptt.checks.options import check_if_truncated, describe
 from jax_bptt.diagnostics import TruncationBias
-from jax_bptt.grid import Grid
-from jax_bptt.options import check_if_truncated, describe
+from jax_bptt.engine.schedule import Grid
+from jax_bptt.model import Losses
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
@@ -37,10 +40,6 @@ def training_curve(
         bits: bits per character of each update's chunk, `[N]`; drawn with their running mean.
         held_out: the trained model's bits per character on held-out text, as a point at the end.
         baselines: bits per character of other models by name, as lines.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The figure.
     """
     figure, ax = _axes(ax)
     millions = np.asarray(characters) / 1e6
@@ -54,7 +53,7 @@ def training_curve(
         ax.axhline(value, linestyle=style, color=GREY, linewidth=1.2, label=f"{name}: {value:.2f}")
     ax.set(xlabel="characters read (millions)", ylabel="bits per character", title="Training", ylim=(0, None))
     ax.set_xlim(0, millions[-1] if len(millions) else 1)
-    _legend(ax)
+    ax.legend(frameon=False, fontsize="small")
     return figure
 
 
@@ -63,10 +62,6 @@ def accuracies(accuracy: Mapping[str, Sequence[float]], *, ax: Axes | None = Non
 
     Args:
         accuracy: by name, the share after each epoch, `[N]`, from 0 to 1.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The figure.
     """
     figure, ax = _axes(ax)
     for i, (name, shares) in enumerate(accuracy.items()):
@@ -82,17 +77,13 @@ def gradient_norms(norms: Mapping[str, Sequence[float]], *, ax: Axes | None = No
 
     Args:
         norms: by name, the norm at each step, `[T]`; drawn on a logarithmic scale, where 0 leaves a gap.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The figure.
     """
     figure, ax = _axes(ax)
     for i, (name, values) in enumerate(norms.items()):
         ax.plot(np.arange(1, len(values) + 1), _positive(np.asarray(values)), **_line(i), label=name)
     ax.set(xlabel="step t of the chunk", ylabel="‖∂L/∂h_t‖", title="Credit over time", yscale="log")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(ax)
+    ax.legend(frameon=False, fontsize="small")
     return figure
 
 
@@ -101,7 +92,7 @@ def credit_matrix(
     *,
     k1: int | None = None,
     k2: int | None = None,
-    losses: str = "newest",
+    losses: Losses = "newest",
     decades: float = 6,
     ax: Axes | None = None,
 ) -> Figure:
@@ -113,10 +104,6 @@ def credit_matrix(
         k1, k2, losses: of the truncation whose windows are drawn, each a frame around the losses that it has and the
             states that it hands their credit to; none where k1 and k2 are None.
         decades: how many powers of ten below the largest entry the scale goes; what is less has the colour of its end.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: if the matrix is not of `[T, T]`, or only one of k1 and k2 is given.
@@ -159,10 +146,6 @@ def lag_profile(profiles: Any, *, k2: int | None = None, ax: Axes | None = None)
         profiles: `[K + 1]`, as `jax_bptt.diagnostics.lag_profile` returns it, or several by name; drawn on a
             logarithmic scale, where 0 leaves a gap.
         k2: a horizon to mark, such as `suggest_k2` returns.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: if a profile is not of `[K + 1]`.
@@ -177,7 +160,7 @@ def lag_profile(profiles: Any, *, k2: int | None = None, ax: Axes | None = None)
         ax.axvline(k2, color="black", linestyle=":", linewidth=1.2, label=f"horizon of {k2} steps")
     ax.set(xlabel="lag k (steps)", ylabel="mean of ‖∂ℓ_s/∂h_{s−k}‖", title="How far credit travels", yscale="log")
     if len(named) > 1 or k2 is not None or "" not in named:
-        _legend(ax)
+        ax.legend(frameon=False, fontsize="small")
     return figure
 
 
@@ -191,10 +174,6 @@ def truncation_bias(
             and each of those that it tells of.
         parameters: whether each param gets a line.
         tolerance: a relative error to mark.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The figure.
 
     Raises:
         TypeError: if `bias` is something else.
@@ -216,7 +195,7 @@ def truncation_bias(
     ax.set(xlabel="horizon k2 (steps)", ylabel="‖ĝ − g‖ / ‖g‖", title="Error of the truncated gradient", yscale="log")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    _legend(ax)
+    ax.legend(frameon=False, fontsize="small")
     return figure
 
 
@@ -225,10 +204,6 @@ def speeds(speeds: Mapping[str, Mapping[str, float]], *, ax: Axes | None = None)
 
     Args:
         speeds: by task, by name of the other, its speed where ours is 1: time of ours / time of the other.
-        ax: where to draw; None makes a figure.
-
-    Returns:
-        The figure.
     """
     figure, ax = _axes(ax, width=max(6, 0.15 * sum(map(len, speeds.values()))))
     names = list(dict.fromkeys(name for others in speeds.values() for name in others))
@@ -277,10 +252,6 @@ def _line(i: int) -> dict[str, Any]:
     """The look of the i-th of several lines."""
     style = ("-", "--", "-.", ":")[i // len(COLORS) % 4]
     return {"color": COLORS[i % len(COLORS)], "linestyle": style, "linewidth": 1.8}
-
-
-def _legend(ax: Axes) -> None:
-    ax.legend(frameon=False, fontsize="small")
 
 
 def report(

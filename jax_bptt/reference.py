@@ -6,25 +6,20 @@ A batched step in one `lax.scan`, differentiated by JAX; for truncation one such
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.calls import Call, check_call
-from jax_bptt.losses import masked
-from jax_bptt.model import Loss, Model, step_of
-from jax_bptt.options import check_argnums, check_options, check_truncation
+from jax_bptt.checks.arguments import over_sequences
+from jax_bptt.checks.options import check_argnums, check_options, check_truncation
+from jax_bptt.engine.flatten import Call, masked
+from jax_bptt.engine.leaves import divide, is_key
+from jax_bptt.model import GradientFunction, Loss, Losses, Model, PyTree, Reduction, step_of
 
 
 def bptt(
-    model: Model,
-    loss: Loss,
-    *,
-    argnums: int | Sequence[int] = 0,
-    reduction: str = "sum",
-    burn_in: int = 0,
-) -> Callable[..., tuple[tuple[jax.Array, Any], Any]]:
+    model: Model, loss: Loss, *, argnums: int | Sequence[int] = 0, reduction: Reduction = "sum", burn_in: int = 0
+) -> GradientFunction:
     """The exact gradient, as `jax_bptt.bptt` computes it, by `jax.grad` through one `lax.scan`.
 
     Args:
@@ -41,17 +36,15 @@ def bptt(
     step = step_of(model)
     check_options(loss, reduction, burn_in)
 
-    def gradient(
-        params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
-    ) -> tuple[tuple[jax.Array, Any], Any]:
-        call = check_call(step, loss, chosen, params, state, xs, targets, mask, reset, reset_state, burn_in)
-
-        def objective(params, state, xs):
-            run = _runner(step, loss, call, params, xs)
+    @over_sequences(step, loss, argnums=chosen, burn_in=burn_in)
+    def gradient(call: Call) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+        def objective(params: PyTree, state: PyTree, xs: PyTree) -> tuple[jax.Array, PyTree]:
+            run = _runner(call, params, xs)
             if burn_in:
                 state = jax.tree.map(jax.lax.stop_gradient, run(state, 0, burn_in)[0])
             state, losses = run(state, burn_in, call.steps)
-            return _reduce(losses.sum(), _weights(call)[burn_in:].sum(), reduction), state
+            value, weight = losses.sum(), _weights(call)[burn_in:].sum()
+            return value if reduction == "sum" else divide(value, weight), state
 
         return jax.value_and_grad(objective, argnums=argnums, has_aux=True)(call.params, call.state, call.xs)
 
@@ -64,12 +57,12 @@ def truncated_bptt(
     k1: int,
     k2: int,
     *,
-    losses: str = "newest",
+    losses: Losses = "newest",
     argnums: int | Sequence[int] = 0,
-    reduction: str = "sum",
+    reduction: Reduction = "sum",
     burn_in: int = 0,
     context: int = 0,
-) -> Callable[..., tuple[tuple[jax.Array, Any], Any]]:
+) -> GradientFunction:
     """The truncated gradient, as `jax_bptt.truncated_bptt` computes it, by `jax.grad` and `stop_gradient`.
 
     Every window is run again, from the state at its start as a constant.
@@ -89,14 +82,12 @@ def truncated_bptt(
     check_options(loss, reduction, burn_in)
     k1, k2, context = check_truncation(k1, k2, losses, context)
 
-    def gradient(
-        params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
-    ) -> tuple[tuple[jax.Array, Any], Any]:
-        call = check_call(step, loss, chosen, params, state, xs, targets, mask, reset, reset_state, burn_in, context)
+    @over_sequences(step, loss, argnums=chosen, burn_in=burn_in, context=context)
+    def gradient(call: Call) -> tuple[tuple[jax.Array, PyTree], PyTree]:
         first = burn_in + context  # the first step with a loss
 
-        def objective(params, state, xs):
-            run = _runner(step, loss, call, params, xs)
+        def objective(params: PyTree, state: PyTree, xs: PyTree) -> tuple[jax.Array, PyTree]:
+            run = _runner(call, params, xs)
             if burn_in:
                 state = jax.tree.map(jax.lax.stop_gradient, run(state, 0, burn_in)[0])
             states = {burn_in: state}  # those at which windows start, by the number of steps before them
@@ -117,48 +108,38 @@ def truncated_bptt(
             last = call.steps - context
             before = max(start for start in states if start <= last)
             state, _ = run(states[before], before, last)
-            return _reduce(value, weight, reduction), state
+            return value if reduction == "sum" else divide(value, weight), state
 
         return jax.value_and_grad(objective, argnums=argnums, has_aux=True)(call.params, call.state, call.xs)
 
     return gradient
 
 
-def _runner(step: Any, loss: Loss, call: Call, params: Any, xs: Any) -> Callable[..., tuple[Any, jax.Array]]:
+def _runner(call: Call, params: PyTree, xs: PyTree) -> Callable[..., tuple[PyTree, jax.Array]]:
     """`run(state, start, end) -> (state, losses)` of some steps, with losses of `[end - start, B]`."""
-    batched_step = jax.vmap(step, in_axes=(None, 0, 0))
-    batched_loss = jax.vmap(masked(loss))
+    assert call.loss is not None
+    batched_step = jax.vmap(call.step, in_axes=(None, 0, 0))
+    batched_loss = jax.vmap(masked(call.loss))
     reset = jnp.zeros((call.steps, call.batch), bool) if call.reset is None else call.reset
 
-    def put_back(state, reset_t):
-        def leaf(s, initial):
-            return jnp.where(reset_t.reshape(-1, *[1] * (s.ndim - 1)), initial, s)
+    def put_back(state: PyTree, reset_t: jax.Array) -> PyTree:
+        initial = jax.tree.map(lambda s: s if is_key(s) else jnp.zeros_like(s), state)
+        initial = initial if call.reset_state is None else call.reset_state
+        return jax.tree.map(lambda s, i: jnp.where(reset_t.reshape(-1, *[1] * (s.ndim - 1)), i, s), state, initial)
 
-        if call.reset_state is not None:
-            return jax.tree.map(leaf, state, call.reset_state)
-        keys = jax.dtypes.prng_key
-        return jax.tree.map(lambda s: s if jnp.issubdtype(s.dtype, keys) else leaf(s, jnp.zeros_like(s)), state)
-
-    def body(state, inputs):
+    def body(state: PyTree, inputs: tuple[PyTree, PyTree, jax.Array, jax.Array]) -> tuple[PyTree, jax.Array]:
         x_t, target_t, weights_t, reset_t = inputs
         if call.reset is not None:
             state = put_back(state, reset_t)
         state, output = batched_step(params, state, x_t)
         return state, batched_loss(output, target_t, weights_t)
 
-    def run(state, start, end):
-        return jax.lax.scan(
-            body, state, jax.tree.map(lambda a: a[start:end], (xs, call.targets, _weights(call), reset))
-        )
+    def run(state: PyTree, start: int, end: int) -> tuple[PyTree, jax.Array]:
+        of_steps = jax.tree.map(lambda a: a[start:end], (xs, call.targets, _weights(call), reset))
+        return jax.lax.scan(body, state, of_steps)
 
     return run
 
 
 def _weights(call: Call) -> jax.Array:
     return jnp.ones((call.steps, call.batch), call.loss_dtype) if call.mask is None else call.mask
-
-
-def _reduce(value: jax.Array, weight: jax.Array, reduction: str) -> jax.Array:
-    if reduction == "sum":
-        return value
-    return jnp.where(weight == 0, 0, value / jnp.where(weight == 0, 1, weight))

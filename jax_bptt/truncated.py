@@ -1,23 +1,20 @@
 """Truncated backpropagation through time: how far back the credit of each loss travels.
 
 Windows end at e = k1, 2·k1, …; the one that ends at e starts from the constant h_{max(0, e−k2)}, and its gradient is
-the exact gradient of its losses from there. The truncated gradient is the sum over the windows. `laps` computes it, all
-windows of a stretch side by side, on the same pieces of `reverse` as exact BPTT.
+the exact gradient of its losses from there. The truncated gradient is the sum over the windows. The engine computes it
+with all windows of a group side by side, of the same pieces as exact BPTT.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 
-from jax_bptt import problem
-from jax_bptt.calls import check_call
-from jax_bptt.forward import default_save, forward
-from jax_bptt.grid import Grid
-from jax_bptt.laps import default_lanes, reverse_truncated
-from jax_bptt.model import Loss, Model, step_of
-from jax_bptt.options import check_argnums, check_count, check_options, check_truncation
-from jax_bptt.windows import Windows
+from jax_bptt.checks.arguments import over_sequences
+from jax_bptt.checks.options import check_argnums, check_options, check_truncation
+from jax_bptt.engine import schedule
+from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.passes import value_and_gradient
+from jax_bptt.model import GradientFunction, Loss, Losses, Model, PyTree, Reduction, Save, step_of
 
 
 def truncated_bptt(
@@ -26,14 +23,14 @@ def truncated_bptt(
     k1: int,
     k2: int,
     *,
-    losses: str = "newest",
+    losses: Losses = "newest",
     argnums: int | Sequence[int] = 0,
-    reduction: str = "sum",
-    save: str | None = None,
+    reduction: Reduction = "sum",
+    save: Save | None = None,
     burn_in: int = 0,
     context: int = 0,
     parallel: int | None = None,
-) -> Callable[..., tuple[tuple[jax.Array, Any], Any]]:
+) -> GradientFunction:
     """The gradient by backpropagation through time, truncated.
 
     Windows end at e = k1, 2·k1, …; where T is no multiple of k1, the result is that of the sequence padded to one with
@@ -62,7 +59,7 @@ def truncated_bptt(
             before in front of a chunk, chunks add up to the whole. The state returned is that before the last `context`
             steps, the next chunk's context. (In front of the first chunk put any steps, and `reset` after them.)
         parallel: windows side by side; more take more memory, and are faster up to a point. None leaves it to
-            `jax_bptt.laps.default_lanes`.
+            `jax_bptt.engine.plan.default_lanes`.
 
     Returns:
         `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> ((loss, state), grads)`, as
@@ -79,33 +76,12 @@ def truncated_bptt(
     """
     chosen = check_argnums(argnums)
     step = step_of(model)
-    check_options(loss, reduction, burn_in, save)
+    check_options(loss, reduction, burn_in, save, parallel=parallel)
     k1, k2, context = check_truncation(k1, k2, losses, context)
-    if parallel is not None:
-        check_count("parallel", parallel)
 
-    def gradient(
-        params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
-    ) -> tuple[tuple[jax.Array, Any], Any]:
-        call = check_call(step, loss, chosen, params, state, xs, targets, mask, reset, reset_state, burn_in, context)
-        reach = Grid(call.steps, k1, k2, losses).reach * k1
-        of_call = problem.problem(step, call, chosen, burn_in + max(0, context - reach))
-        grid = Grid(of_call.steps, k1, k2, losses, min(context, reach))
-        windows, kept = Windows(grid.steps, k1), save or default_save(of_call.recurrence)
-        mark = call.steps - context - of_call.burn_in
-        end, last, saved, _ = forward(of_call.recurrence, of_call.state, of_call.xs, windows, kept, mark=mark)
-        value, weights_bar, start, xs_bar = reverse_truncated(
-            of_call.recurrence,
-            end,
-            saved,
-            of_call.xs,
-            problem.objective(of_call, loss, call.loss_dtype, reduction, grid.counts()),
-            grid,
-            min(grid.blocks, parallel or default_lanes(grid, of_call.batch)),
-            of_call.wanted,
-            constants=of_call.constants,
-        )
-        grads = problem.gradients(of_call, call, argnums, weights_bar, start, xs_bar)
-        return (value.astype(call.loss_dtype), problem.state_of(call, last)), grads
+    @over_sequences(step, loss, argnums=chosen, burn_in=burn_in, context=context)
+    def gradient(call: Call) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+        scheduled = schedule.truncated(call.steps, k1, k2, losses, burn_in, context)
+        return value_and_gradient(call, scheduled, argnums, reduction=reduction, save=save, lanes=parallel)
 
     return gradient

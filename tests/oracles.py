@@ -172,11 +172,7 @@ def nested() -> Model:
         d_y, d_z = d_out["y"], d_out["z"][0]
         delta_h, delta_s = d_state["h"] + d_y, d_state["more"][0] + d_z * p["out"]
         d_a = delta_h * np.cos(a_t)
-        d_p = {
-            "in": {"A": h_tm1.T @ d_a, "B": u.T @ d_a},
-            "decay": (delta_s * s_tm1).sum(),
-            "out": (d_z * s_t).sum(0),
-        }
+        d_p = {"in": {"A": h_tm1.T @ d_a, "B": u.T @ d_a}, "decay": (delta_s * s_tm1).sum(), "out": (d_z * s_t).sum(0)}
         d_before = {"h": d_a @ p["in"]["A"].T + delta_s * v, "more": (d_a + delta_s * p["decay"] + d_y,)}
         d_x = {"u": d_a @ p["in"]["B"].T, "more": [delta_s * h_tm1]}
         return d_p, d_before, d_x, {"h": delta_h, "more": (delta_s,)}

@@ -11,11 +11,7 @@ I, H, O = 3, 5, 2
 
 @pytest.mark.parametrize(
     ("make", "oracle"),
-    [
-        (jb.cells.gru, oracles.gru()),
-        (jb.cells.lstm, oracles.lstm()),
-        (jb.cells.elman, oracles.elman()),
-    ],
+    [(jb.cells.gru, oracles.gru()), (jb.cells.lstm, oracles.lstm()), (jb.cells.elman, oracles.elman())],
 )
 def test_outputs_equal_the_equations(make, oracle):
     """Those of GRU and LSTM are PyTorch's: the oracles transcribe its documentation."""

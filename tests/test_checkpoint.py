@@ -19,8 +19,8 @@ import optax
 import pytest
 
 import jax_bptt as jb
-from jax_bptt import __main__ as command
-from jax_bptt import checkpoint, text
+from jax_bptt import checkpoint
+from jax_bptt.command import main, text
 
 SETTINGS = {"cell": "gru", "steps": 3, "lr": 0.1}
 KILLS = {"default": 1, "thorough": 24}[os.environ.get("HYPOTHESIS_PROFILE", "default")]
@@ -223,7 +223,7 @@ def test_resume_wants_a_checkpoint_and_a_directory(small_text, tmp_path, capsys,
         (["--checkpoint", small_text], "where nothing can be written: Not a directory"),
     ):
         with pytest.raises(SystemExit) as exit_:
-            command.main(["--text", small_text, *SMALL, *more])
+            main(["--text", small_text, *SMALL, *more])
         assert exit_.value.code == 2
         assert message in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]

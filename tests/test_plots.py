@@ -7,7 +7,7 @@ from matplotlib.path import Path
 
 from jax_bptt import plots
 from jax_bptt.diagnostics import TruncationBias
-from jax_bptt.grid import Grid
+from jax_bptt.engine.schedule import Grid
 
 CHARACTERS, BITS = np.arange(1, 101) * 2e4, 3 + 2 / np.arange(1, 101)
 

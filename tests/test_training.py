@@ -84,9 +84,8 @@ def test_online_equals_a_loop_with_reference_gradients(optimizer, k1, k2, option
     mask, reset = rng.integers(0, 3, size=(T, B)).astype(float), rng.uniform(size=(T, B)) < 0.1
     optimizer = OPTIMIZERS[optimizer]
     want = by_hand(name, optimizer, k1, k2, args, mask, reset, **options)
-    update = jax.jit(jb.training.train_online(PROBLEMS[name].model, PROBLEMS[name].loss, optimizer, k1, k2, **options))
-    more = {"xs": args.xs, "targets": args.targets, "k1": k1, "k2": k2, "burn_in": options.get("burn_in", 0)}
-    begin = jb.training.init(args.params, optimizer, args.state, **more)
+    init, update = jb.training.train_online(PROBLEMS[name].model, PROBLEMS[name].loss, optimizer, k1, k2, **options)
+    update, begin = jax.jit(update), init(args.params, args.state, args.xs, args.targets)
     chunks = [
         jax.tree.map(lambda a, k=k: a[k : k + T // 5], (args.xs, args.targets, mask, reset))
         for k in range(0, T, T // 5)
@@ -105,11 +104,9 @@ def test_a_window_that_begins_in_the_burn_in_of_the_next_is_stored_there():
     args = arguments(PROBLEMS["gru"], 2, 12, B)
     optimizer = OPTIMIZERS["adam"]
     want = by_hand("gru", optimizer, 1, 1, args, np.ones((12, B)), np.zeros((12, B), bool), burn_in=3)
-    update = jax.jit(jb.training.train_online(PROBLEMS["gru"].model, PROBLEMS["gru"].loss, optimizer, 1, 1, burn_in=3))
-    begin = jb.training.init(
-        args.params, optimizer, args.state, xs=args.xs, targets=args.targets, k1=1, k2=1, burn_in=3
-    )
-    end, metrics = update(begin, args.xs, args.targets)
+    init, update = jb.training.train_online(PROBLEMS["gru"].model, PROBLEMS["gru"].loss, optimizer, 1, 1, burn_in=3)
+    begin = init(args.params, args.state, args.xs, args.targets)
+    end, metrics = jax.jit(update)(begin, args.xs, args.targets)
     assert difference((end.params, end.carry.state, metrics.loss), want) <= 1e-10
 
 
@@ -122,8 +119,8 @@ def test_inputs_before_the_stream_begins_are_never_looked_at():
     rng = np.random.default_rng(0)
     xs, targets = rng.uniform(1, 2, size=(8, B, 3)), rng.normal(size=(8, B, 2))
     optimizer = optax.sgd(0.1)
-    begin = jb.training.init(params, optimizer, jnp.zeros((B, 4)), xs=xs, targets=targets, k1=2, k2=6)
-    end, metrics = jb.training.train_online(step, jb.losses.squared_error, optimizer, 2, 6)(begin, xs, targets)
+    init, update = jb.training.train_online(step, jb.losses.squared_error, optimizer, 2, 6)
+    end, metrics = update(init(params, jnp.zeros((B, 4)), xs, targets), xs, targets)
     assert metrics.finite.all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(end.params))
 
@@ -213,8 +210,8 @@ def test_online_training_skips_the_windows_that_reach_what_is_not_finite():
     args = arguments(problem, 1, 12, B)
     mask, targets = np.ones(12), args.targets.copy()
     targets[5] = np.inf
-    update = jb.training.train_online(problem.model, problem.loss, optimizer, 2, 2, skip_nonfinite=True)
-    _, metrics = jax.jit(update)(jb.training.init(args.params, optimizer, args.state), args.xs, targets, mask=mask)
+    init, update = jb.training.train_online(problem.model, problem.loss, optimizer, 2, 2, skip_nonfinite=True)
+    _, metrics = jax.jit(update)(init(args.params, args.state), args.xs, targets, mask=mask)
     assert metrics.skipped.tolist() == [0, 0, 1, 0, 0, 0]
 
 
@@ -231,10 +228,9 @@ def test_an_epoch_is_one_compiled_call_with_donated_buffers(k1, k2):
         traced.append(None)
         return problem.model.step(params, state, x)
 
-    update = jb.training.train_online(counted, problem.loss, optimizer, k1, k2)
+    init, update = jb.training.train_online(counted, problem.loss, optimizer, k1, k2)
     epoch = jax.jit(update, donate_argnums=0)
-    more = {"xs": args.xs, "targets": args.targets, "k1": k1, "k2": k2} if k2 > k1 else {}
-    first = jb.training.init(args.params, optimizer, args.state, **more)
+    first = init(args.params, args.state, args.xs, args.targets)
     second, _ = epoch(first, args.xs, args.targets)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
     count = len(traced)
@@ -259,7 +255,7 @@ def test_updates_scan_over_chunks():
     chunks = jax.tree.map(lambda a: a.reshape(3, 4, *a.shape[1:]), (args.xs, args.targets))
     scanned, metrics = jax.jit(lambda s: jax.lax.scan(lambda s, chunk: update(s, *chunk), s, chunks))(begin)
     online = jb.training.train_online(problem.model, problem.loss, optimizer, 4, 4)
-    other, by_window = jax.jit(online)(begin, args.xs, args.targets)
+    other, by_window = jax.jit(online.update)(online.init(args.params, args.state), args.xs, args.targets)
     assert difference((scanned[:3], metrics.loss), (other[:3], by_window.loss)) <= 1e-13
 
 
@@ -330,7 +326,14 @@ def test_evaluation_of_accuracy():
 
 ARGS = arguments(PROBLEMS["elman"], 1, 6, B)
 MODEL, LOSS, SGD = PROBLEMS["elman"].model, PROBLEMS["elman"].loss, optax.sgd(0.1)
-ONLINE = {"xs": ARGS.xs, "targets": ARGS.targets, "k1": 2, "k2": 5}
+
+
+def begin(k1, k2, *chunk):
+    """What online training of these begins with."""
+    return jb.training.train_online(MODEL, LOSS, SGD, k1, k2).init(ARGS.params, ARGS.state, *chunk)
+
+
+CHUNK = ARGS.xs, ARGS.targets
 
 
 @pytest.mark.parametrize(
@@ -344,12 +347,9 @@ ONLINE = {"xs": ARGS.xs, "targets": ARGS.targets, "k1": 2, "k2": 5}
         ),
         (lambda: jb.training.train_online(MODEL, LOSS, "adam", 2, 2), TypeError, "optimizer: found 'adam' of type str"),
         (lambda: jb.training.train_step(3, SGD), TypeError, "gradient: found 3 of type int, expected a function"),
-        (lambda: jb.training.init(ARGS.params, SGD, ARGS.state, k1=2, k2=4), TypeError, "xs, targets: found None, exp"),
-        (
-            lambda: jb.training.init(ARGS.params, SGD, ARGS.state, **(ONLINE | {"xs": np.ones(3)})),
-            ValueError,
-            r"xs: found shape \(3,\), expected \[T, B, …\]",
-        ),
+        (lambda: begin(2, 4), TypeError, "xs: found None, expected those of a chunk, since k2 .* is more than k1"),
+        (lambda: begin(2, 4, ARGS.xs), TypeError, "targets: found None, expected those of a chunk"),
+        (lambda: begin(2, 5, np.ones(3), ARGS.targets), ValueError, r"xs: found shape \(3,\), expected \[T, B, …\]"),
         (lambda: jb.training.train_online(MODEL, LOSS, SGD, 4, 2), ValueError, "k2: found 2, expected at least k1 = 4"),
         (lambda: jb.training.train_online(MODEL, LOSS, SGD, 2, 2, burn_in=-1), ValueError, "burn_in: found -1"),
         (lambda: jb.training.train_online(MODEL, LOSS, SGD, 2, 2, save="no"), ValueError, "save: found 'no'"),
@@ -364,33 +364,33 @@ def test_bad_options_are_named(call, error, message):
 
 
 @pytest.mark.parametrize(
-    ("k", "init", "change", "error", "message"),
+    ("k", "of", "change", "error", "message"),
     [
-        ((4, 4), {}, {}, ValueError, "xs: found 6 time steps, expected a multiple of k1 = 4"),
-        ((2, 2), ONLINE, {}, TypeError, "train_state.carry: found a Stream, expected a recurrent state"),
-        ((2, 5), {}, {}, TypeError, "train_state.carry: found a recurrent state, expected a Stream"),
-        ((2, 4), ONLINE, {}, ValueError, "train_state.carry: found a Stream of 3 steps, expected .* = 2"),
-        ((2, 5), ONLINE, {"xs": ARGS.xs[..., :2]}, ValueError, r"xs: found shape \(2, 2\), expected \(2, 3\) .* as in"),
-        ((2, 5), ONLINE, {"targets": (ARGS.targets,)}, TypeError, "targets: found structure"),
-        ((2, 2), {}, {"mask": np.ones(5)}, ValueError, r"mask: found shape \(5,\), expected \[T\] = \(6,\)"),
-        ((2, 2), {}, {"xs": ARGS.xs[:, :1]}, ValueError, "state: found a batch of 2"),
+        ((4, 4), (2, 2), {}, ValueError, "xs: found 6 time steps, expected a multiple of k1 = 4"),
+        ((2, 2), (2, 5), {}, TypeError, "train_state.carry: found a Stream, expected a recurrent state"),
+        ((2, 5), (2, 2), {}, TypeError, "train_state.carry: found a recurrent state, expected a Stream"),
+        ((2, 4), (2, 5), {}, ValueError, "train_state.carry: found a Stream of 3 steps, expected .* = 2"),
+        ((2, 5), (2, 5), {"xs": ARGS.xs[..., :2]}, ValueError, r"xs: found shape \(2, 2\), expected \(2, 3\) .* as in"),
+        ((2, 5), (2, 5), {"targets": (ARGS.targets,)}, TypeError, "targets: found structure"),
+        ((2, 2), (2, 2), {"mask": np.ones(5)}, ValueError, r"mask: found shape \(5,\), expected \[T\] = \(6,\)"),
+        ((2, 2), (2, 2), {"xs": ARGS.xs[:, :1]}, ValueError, "state: found a batch of 2"),
     ],
 )
-def test_bad_calls_of_online_training_are_named(k, init, change, error, message):
-    begin = jb.training.init(ARGS.params, SGD, ARGS.state, **init)
-    update = jb.training.train_online(MODEL, lambda output, target: LOSS(output, jax.tree.leaves(target)[0]), SGD, *k)
+def test_bad_calls_of_online_training_are_named(k, of, change, error, message):
+    train_state = begin(*of, *CHUNK)
+    online = jb.training.train_online(MODEL, lambda output, target: LOSS(output, jax.tree.leaves(target)[0]), SGD, *k)
     with pytest.raises(error, match=message):
-        update(begin, **({"xs": ARGS.xs, "targets": ARGS.targets} | change))
+        online.update(train_state, **({"xs": ARGS.xs, "targets": ARGS.targets} | change))
 
 
 def test_a_carry_or_train_state_of_another_kind_is_named():
     update = jb.training.train_step(jb.bptt(MODEL, LOSS), SGD)
     with pytest.raises(TypeError, match=r"train_state: found a value of type dict, expected a TrainState"):
         update(ARGS.params, ARGS.xs, ARGS.targets)
-    stream = jb.training.init(ARGS.params, SGD, ARGS.state, **ONLINE)
+    stream = begin(2, 5, *CHUNK)
     with pytest.raises(TypeError, match=r"train_state.carry: found a Stream, which is for train_online"):
         update(stream, ARGS.xs, ARGS.targets)
-    for make in (update, jb.training.train_online(MODEL, LOSS, SGD, 2, 2)):
+    for make in (update, jb.training.train_online(MODEL, LOSS, SGD, 2, 2).update):
         wrong = jb.training.init(ARGS.params, SGD, (ARGS.state,))
         with pytest.raises(TypeError) as caught:
             make(wrong, ARGS.xs, ARGS.targets)

@@ -11,8 +11,6 @@ import pytest
 from problems import PROBLEMS, arguments, check_close, difference
 
 import jax_bptt as jb
-from jax_bptt.grid import Grid
-from jax_bptt.laps import default_lanes
 
 ARGNUMS = [0, (0, 1), (0, 1, 2)]
 
@@ -50,11 +48,9 @@ def cases(draw):
     k2 = draw(st.integers(k1 if losses == "newest" else 1, max(k1, T + 3)))
     burn_in = draw(st.integers(0, T - 1)) if draw(st.booleans()) else 0
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    mask = {
-        None: None,
-        "time": rng.uniform(size=T),
-        "time and batch": rng.integers(0, 3, size=(T, B)),
-    }[draw(st.sampled_from([None, "time", "time and batch"]))]
+    mask = {None: None, "time": rng.uniform(size=T), "time and batch": rng.integers(0, 3, size=(T, B))}[
+        draw(st.sampled_from([None, "time", "time and batch"]))
+    ]
     reset = rng.uniform(size=(T, B)) < 0.3 if draw(st.booleans()) else None
     options = {
         "losses": losses,
@@ -269,14 +265,3 @@ def test_chunks_with_context_add_up_where_k1_is_less_than_k2(k1, k2, context, sa
             whole, total = whole + value, g if total is None else jax.tree.map(jnp.add, total, g)
             sum_xs[steps] += x
         assert difference((whole, total, sum_xs[context:]), (loss, grads, to_xs)) <= 1e-12
-
-
-@pytest.mark.parametrize("batch", [1, 8, 32])
-@pytest.mark.parametrize(("k1", "k2"), [(1, 1), (1, 30), (8, 32), (32, 32), (100, 300)])
-def test_default_lanes_are_few_beside_all_windows(k1, k2, batch):
-    for steps in (1, 40, 1000):
-        grid = Grid(steps, k1, k2, "newest")
-        lanes = default_lanes(grid, batch)
-        assert 1 <= lanes <= grid.blocks
-        assert lanes <= max(1 + grid.reach, grid.blocks // 4, -(-32 // batch))
-        assert lanes >= min(grid.blocks, 1 + grid.reach)

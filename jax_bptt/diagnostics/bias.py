@@ -8,20 +8,20 @@ it, in the error as in the gradient.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.bptt import bptt
-from jax_bptt.calls import Call, check_call, check_finite
-from jax_bptt.diagnostics.credit import mean
-from jax_bptt.grid import Grid
-from jax_bptt.model import Loss, Model, step_of
-from jax_bptt.options import check_options, check_truncation, describe
-from jax_bptt.split import Leaves
+from jax_bptt.checks.arguments import check_finite, over_sequences
+from jax_bptt.checks.options import check_options, check_truncation, describe
+from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.leaves import Leaves, divide
+from jax_bptt.engine.schedule import Grid
+from jax_bptt.exact import bptt
+from jax_bptt.model import GradientFunction, Loss, Losses, Model, OverSequences, PyTree, Reduction, step_of
 from jax_bptt.truncated import truncated_bptt
 
 LEAST_LAGS = 8
@@ -33,14 +33,11 @@ class TruncationBias(NamedTuple):
 
     k1: jax.Array
     k2: jax.Array
-    relative_error: jax.Array
-    """‖ĝ − g‖ / ‖g‖, over all params."""
-    cosine: jax.Array
-    """Of the angle between ĝ and g, over all params."""
+    relative_error: jax.Array  # ‖ĝ − g‖ / ‖g‖, over all params
+    cosine: jax.Array  # of the angle between ĝ and g, over all params
     standard_error: jax.Array
     """Of the relative error, as the sequences of the batch differ (jackknife); NaN for a batch of one."""
-    relative_error_of: dict[str, jax.Array]
-    """The same for each param, by its name."""
+    relative_error_of: dict[str, jax.Array]  # the same for each param, by its name
     cosine_of: dict[str, jax.Array]
 
 
@@ -49,11 +46,11 @@ def truncation_bias(
     loss: Loss,
     horizons: Sequence[int | tuple[int, int]],
     *,
-    losses: str = "newest",
-    reduction: str = "sum",
+    losses: Losses = "newest",
+    reduction: Reduction = "sum",
     burn_in: int = 0,
     parameters: Sequence[str] | None = None,
-) -> Callable[..., TruncationBias]:
+) -> OverSequences[TruncationBias]:
     """How far truncated gradients are from the exact one, on a batch of sequences.
 
         relative error = ‖ĝ − g‖ / ‖g‖,    cosine = ⟨ĝ, g⟩ / ‖ĝ‖ ‖g‖
@@ -84,10 +81,8 @@ def truncation_bias(
     exact = bptt(model, loss, burn_in=burn_in)
     truncated = [truncated_bptt(model, loss, k1, k2, losses=losses, burn_in=burn_in) for k1, k2 in grid]
 
-    def bias(
-        params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
-    ) -> TruncationBias:
-        call = check_call(step, loss, (0,), params, state, xs, targets, mask, reset, reset_state, burn_in)
+    @over_sequences(step, loss, argnums=(0,), burn_in=burn_in)
+    def bias(call: Call) -> TruncationBias:
         steps = call.steps - burn_in
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(call.params)]
         names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
@@ -117,10 +112,10 @@ def truncation_bias(
     return bias
 
 
-def _of_each(gradient: Callable, call: Call) -> tuple[Any, Leaves]:
+def _of_each(gradient: GradientFunction, call: Call) -> tuple[PyTree, Leaves]:
     """The state at the end, and the gradient of the losses of every sequence by itself, leaves of `[B, …]`."""
 
-    def of_one(of_state: Any, timed: Any) -> tuple[Any, Leaves]:
+    def of_one(of_state: PyTree, timed: PyTree) -> tuple[PyTree, Leaves]:
         state, reset_state = jax.tree.map(lambda a: a[None], of_state)
         xs, targets, mask, reset = jax.tree.map(lambda a: a[:, None], timed)
         (_, end), grads = gradient(call.params, state, xs, targets, mask, reset, reset_state)
@@ -135,7 +130,7 @@ def _share(call: Call, burn_in: int, counts: np.ndarray) -> jax.Array:
     weights = jnp.ones((call.steps, 1), call.loss_dtype) if call.mask is None else call.mask
     weights = weights[burn_in:]
     so_often = (weights * jnp.asarray(counts, weights.dtype)[:, None]).sum()
-    return mean(weights.sum(), so_often)
+    return divide(weights.sum(), so_often)
 
 
 def _relative_error(g_hat: Leaves, g: Leaves) -> jax.Array:
@@ -173,9 +168,8 @@ def _check_horizons(horizons: Any, losses: Any) -> list[tuple[int, int]]:
     if len(horizons) == 0:
         raise ValueError("horizons: found none, expected at least one k, or pair (k1, k2)")
     pairs = [tuple(h) if isinstance(h, tuple | list) else (h, h) for h in horizons]
-    for pair in pairs:
-        if len(pair) != 2:
-            raise ValueError(f"horizons: found {pair}, expected pairs (k1, k2)")
+    if odd := [pair for pair in pairs if len(pair) != 2]:
+        raise ValueError(f"horizons: found {odd[0]}, expected pairs (k1, k2)")
     return [check_truncation(k1, k2, losses)[:2] for k1, k2 in pairs]
 
 

@@ -6,21 +6,19 @@ The losses are lanes side by side, as the windows of truncation are: the pullbac
 and one pass of the recursion moves the credit of all losses one step further back. K lags take K such passes.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt import problem
-from jax_bptt.calls import Call, check_call, check_finite
-from jax_bptt.forward import rows_of, run_window, space
-from jax_bptt.grid import Grid
-from jax_bptt.model import Loss, Model, Step, step_of
-from jax_bptt.options import check_count, check_if_truncated, check_options
-from jax_bptt.reverse import add, credit, linearise
-from jax_bptt.split import Leaves
+from jax_bptt.checks.arguments import check_finite, over_sequences
+from jax_bptt.checks.options import check_count, check_if_truncated, check_options
+from jax_bptt.engine import schedule
+from jax_bptt.engine.flatten import Call, flatten_call, objective_of, unflatten_state
+from jax_bptt.engine.forward import allocate, rows_of, run_window
+from jax_bptt.engine.leaves import Leaves, add, differentiable, divide, where, zeros
+from jax_bptt.engine.passes import run_burn_in
+from jax_bptt.engine.window_gradient import credit_from_losses, linearise
+from jax_bptt.model import Loss, Losses, Model, OverSequences, step_of
 
 LARGEST = 2048
 """Steps up to which `credit_matrix` is made: its passes, and its entries, are T² in number."""
@@ -33,10 +31,10 @@ def lag_profile(
     *,
     k1: int | None = None,
     k2: int | None = None,
-    losses: str = "newest",
+    losses: Losses = "newest",
     per_step: bool = False,
     burn_in: int = 0,
-) -> Callable[..., jax.Array]:
+) -> OverSequences[jax.Array]:
     """The credit of a loss to the states before it, by how many steps it travels back.
 
         φ_k = mean over s of ‖∂ℓ_s/∂h_{s−k}‖,    k = 0 … K
@@ -70,17 +68,15 @@ def lag_profile(
     lags = check_count("lags", lags, at_least=0)
     truncation = check_if_truncated(k1, k2, losses)
 
-    def profile(
-        params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
-    ) -> jax.Array:
-        call = check_call(step, loss, (), params, state, xs, targets, mask, reset, reset_state, burn_in)
+    @over_sequences(step, loss, burn_in=burn_in)
+    def profile(call: Call) -> jax.Array:
         steps = call.steps - burn_in
         if lags >= steps:
             raise ValueError(f"lags: found {lags}, expected less than the {steps} time steps after the burn-in")
-        norms, weights, there = credit_by_lag(step, loss, call, lags, burn_in, truncation)
+        norms, weights, there = credit_by_lag(call, lags, burn_in, truncation)
         if per_step:
-            return jnp.where(there, mean(norms, weights[:, None]), jnp.nan)
-        return mean(norms.sum(0), (weights[:, None] * there).sum(0))
+            return jnp.where(there, divide(norms, weights[:, None]), jnp.nan)
+        return divide(norms.sum(0), (weights[:, None] * there).sum(0))
 
     return profile
 
@@ -91,9 +87,9 @@ def credit_matrix(
     *,
     k1: int | None = None,
     k2: int | None = None,
-    losses: str = "newest",
+    losses: Losses = "newest",
     burn_in: int = 0,
-) -> Callable[..., jax.Array]:
+) -> OverSequences[jax.Array]:
     """The credit of every loss to every state before it.
 
         M_st = mean over the batch of ‖∂ℓ_s/∂h_t‖,    0 for t > s
@@ -117,23 +113,21 @@ def credit_matrix(
     check_options(loss, "sum", burn_in)
     truncation = check_if_truncated(k1, k2, losses)
 
-    def matrix(
-        params: Any, state: Any, xs: Any, targets: Any, mask: Any = None, reset: Any = None, reset_state: Any = None
-    ) -> jax.Array:
-        call = check_call(step, loss, (), params, state, xs, targets, mask, reset, reset_state, burn_in)
+    @over_sequences(step, loss, burn_in=burn_in)
+    def matrix(call: Call) -> jax.Array:
         steps = call.steps - burn_in
         if steps > LARGEST:
             raise ValueError(f"xs: found {steps} time steps, expected at most {LARGEST} for a matrix; see lag_profile")
-        norms, weights, _ = credit_by_lag(step, loss, call, steps - 1, burn_in, truncation)
+        norms, weights, _ = credit_by_lag(call, steps - 1, burn_in, truncation)
         loss_step, state_step = np.indices((steps, steps))
         by_state = norms[loss_step, np.maximum(loss_step - state_step, 0)]
-        return jnp.where(state_step <= loss_step, mean(by_state, weights[:, None]), 0)
+        return jnp.where(state_step <= loss_step, divide(by_state, weights[:, None]), 0)
 
     return matrix
 
 
 def credit_by_lag(
-    step: Step, loss: Loss, call: Call, lags: int, burn_in: int, truncation: tuple[int, int, str] | None
+    call: Call, lags: int, burn_in: int, truncation: tuple[int, int, Losses] | None
 ) -> tuple[jax.Array, jax.Array, np.ndarray]:
     """Σ over the batch of weight · ‖∂ℓ_s/∂h_{s−k}‖, and what it takes to make means of it.
 
@@ -144,42 +138,35 @@ def credit_by_lag(
         The sums, `[T, K + 1]`, 0 where there is no state k steps before s; Σ of the weights, `[T]`; and where there is
         such a state, `[T, K + 1]`.
     """
-    of_call = problem.problem(step, call, (), burn_in)
-    of_step, batch, steps = of_call.recurrence, of_call.batch, of_call.steps
-    into = space(of_step, of_call.state, of_call.xs)
-    end, of_window = run_window(of_step, of_call.state, of_call.xs, into, effects=True)
-    rows = rows_of(of_call.state, of_window, of_call.xs)
-    moving = len(end) - of_call.constants
-    check_finite(problem.state_of(call, rows.after))
+    scheduled = schedule.exact(call.steps, burn_in)
+    flat, _ = run_burn_in(flatten_call(call), scheduled)
+    recurrence, inputs, steps = flat.recurrence, flat.inputs, scheduled.steps
+    _, trajectory = run_window(recurrence, flat.state, inputs, allocate(recurrence, steps), 0, steps, effects=True)
+    rows = rows_of(recurrence, flat.state, trajectory, inputs)
+    check_finite(unflatten_state(call, rows.after))
 
-    objective = problem.objective(of_call, loss, call.loss_dtype, "sum", np.ones(steps, int))
-    from_losses = credit(of_step, rows, objective.pull, objective.targets, objective.mask, of_call.wanted)
-    residuals, to_after, to_before = linearise(of_step, rows), from_losses.to_after, from_losses.to_before
-    fixed = of_step.pullback.prepare(of_step.weights)
-    pull = of_step.over_rows(of_step.pullback.pull, (None, 0, 0))
+    objective = objective_of(call, "sum", scheduled)
+    credit = credit_from_losses(recurrence, rows, objective, flat.wrt)
+    coefficients, fixed = linearise(recurrence, rows), recurrence.pullback.fix(recurrence.weights)
+    pull = recurrence.over_rows(recurrence.pullback.pull, (None, 0, 0), steps)
 
     def norms(delta: Leaves) -> jax.Array:
-        squares = [jnp.square(jnp.abs(d)).reshape(steps, batch, -1).sum(-1) for d in delta[:moving] if d is not None]
+        squares = [jnp.square(jnp.abs(d)).reshape(steps, call.batch, -1).sum(-1) for d in delta if d is not None]
         return jnp.sqrt(sum(squares, jnp.zeros((), objective.dtype))).sum(-1)
 
-    def one_step_back(delta: Leaves, lag: Any) -> Leaves:
+    def one_step_back(delta: Leaves, lag: jax.Array | int, to_before: Leaves) -> Leaves:
         passed = jnp.maximum(jnp.arange(steps) - lag, 0)
-        return pull(fixed, jax.tree.map(lambda r: r[passed], residuals), delta)
+        delta = add(pull(fixed, jax.tree.map(lambda r: r[passed], coefficients), delta), to_before)
+        return delta if inputs.reset is None else where(~inputs.reset[passed], delta)
 
-    nothing = [d if d is None else jnp.zeros((steps, *d.shape), d.dtype) for d in problem.zero_delta(end)]
-    at_once = add(nothing, to_after)
+    at_once = add(zeros((steps,), differentiable(flat.state)), credit.to_after)
     _, of_lags = jax.lax.scan(
-        lambda delta, lag: (one_step_back(delta, lag), norms(delta)),
-        add(one_step_back(at_once, 0), to_before),
+        lambda delta, lag: (one_step_back(delta, lag, [None] * len(delta)), norms(delta)),
+        one_step_back(at_once, 0, credit.to_before),
         jnp.arange(1, lags + 1),
     )
     there = np.arange(steps)[:, None] >= np.arange(lags + 1)
-    windows = there if truncation is None else Grid(steps, *truncation).reaches(lags)
+    windows = there if truncation is None else schedule.Grid(steps, *truncation).reaches(lags)
     by_lag = jnp.concatenate([norms(at_once)[None], of_lags]).T
-    weights = jnp.ones((steps, batch), objective.dtype) if objective.mask is None else jnp.abs(objective.mask)
+    weights = jnp.ones((steps, call.batch), objective.dtype) if objective.mask is None else jnp.abs(objective.mask)
     return jnp.where(there, by_lag * windows, 0), weights.sum(-1), there
-
-
-def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
-    """A weighted sum over the sum of its weights, 0 where that is 0."""
-    return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))

@@ -15,10 +15,11 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.calls import Call, check_call, check_finite
-from jax_bptt.model import Model, Step, step_of
-from jax_bptt.options import check_count
-from jax_bptt.split import combine, differentiable
+from jax_bptt.checks.arguments import Arguments, check_call, check_finite
+from jax_bptt.checks.options import check_count
+from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.leaves import combine, differentiable
+from jax_bptt.model import Model, PyTree, Step, step_of
 
 
 def jacobian_norms(model: Model, *, burn_in: int = 0) -> Callable[..., jax.Array]:
@@ -46,8 +47,8 @@ def jacobian_norms(model: Model, *, burn_in: int = 0) -> Callable[..., jax.Array
     step = step_of(model)
     check_count("burn_in", burn_in, at_least=0)
 
-    def norms(params: Any, state: Any, xs: Any) -> jax.Array:
-        call = check_call(step, None, (), params, state, xs, burn_in=burn_in)
+    def norms(params: PyTree, state: PyTree, xs: PyTree) -> jax.Array:
+        call = check_call(step, None, Arguments(params, state, xs), burn_in=burn_in)
 
         def of_one(state, x, directions):
             after, moved = _push(step, call.params, state, x, directions)
@@ -89,8 +90,8 @@ def lyapunov_exponents(model: Model, count: int | None = None, *, burn_in: int =
     if count is not None:
         check_count("count", count)
 
-    def exponents(params: Any, state: Any, xs: Any) -> jax.Array:
-        call = check_call(step, None, (), params, state, xs, burn_in=burn_in)
+    def exponents(params: PyTree, state: PyTree, xs: PyTree) -> jax.Array:
+        call = check_call(step, None, Arguments(params, state, xs), burn_in=burn_in)
         size = _size(call.state)
         if count is not None and count > size:
             raise ValueError(f"count: found {count}, expected no more than the {size} numbers of a state")
@@ -133,7 +134,7 @@ def _along(call: Call, of_one: Callable, directions: np.ndarray) -> jax.Array:
     return told
 
 
-def _push(step: Step, params: Any, state: Any, x: Any, directions: jax.Array) -> tuple[Any, jax.Array]:
+def _push(step: Step, params: PyTree, state: PyTree, x: PyTree, directions: jax.Array) -> tuple[PyTree, jax.Array]:
     """The state after a step of one example, and J d for each of the directions, `[…, n]`."""
     vector, put = _vector(state)
 
@@ -145,13 +146,13 @@ def _push(step: Step, params: Any, state: Any, x: Any, directions: jax.Array) ->
     return new, jax.vmap(push)(directions)
 
 
-def _vector(state: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+def _vector(state: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     """The leaves that have a derivative as one vector, and the state with another vector in their place."""
     leaves, structure = jax.tree.flatten(state)
     vector, unravel = jax.flatten_util.ravel_pytree(differentiable(leaves))
     return vector, lambda vector: jax.tree.unflatten(structure, combine(unravel(vector), leaves))
 
 
-def _size(state: Any) -> int:
+def _size(state: PyTree) -> int:
     """n, of a state of `[B, …]`."""
     return sum(leaf[0].size for leaf in differentiable(jax.tree.leaves(state)) if leaf is not None)

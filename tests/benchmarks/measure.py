@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.compare import relative_difference
+from jax_bptt.command.gradient_check import relative_difference
 
 
 class Contender(NamedTuple):
@@ -38,11 +38,7 @@ def compiled(name: str, function: Callable, args: tuple, pick: Callable[[Any], t
     seconds = time.perf_counter() - start
     memory = run.memory_analysis()
     return Contender(
-        name,
-        lambda: jax.block_until_ready(run(*args)),
-        pick,
-        seconds,
-        memory.temp_size_in_bytes if memory else None,
+        name, lambda: jax.block_until_ready(run(*args)), pick, seconds, memory.temp_size_in_bytes if memory else None
     )
 
 

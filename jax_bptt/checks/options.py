@@ -1,0 +1,91 @@
+"""What is checked when a gradient function is built: its options.
+
+Every message names the option, what was found and what was expected.
+"""
+
+import inspect
+import operator
+from typing import Any, get_args
+
+from jax_bptt.model import Losses, Reduction, Save
+
+
+def check_choice(name: str, found: Any, literal: Any) -> None:
+    """One of the strings of a `Literal`."""
+    choices = get_args(literal)
+    if not isinstance(found, str) or found not in choices:
+        expected = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: found {found!r}, expected one of {expected}")
+
+
+def check_count(name: str, found: Any, at_least: int = 1) -> int:
+    """An integer, known while tracing."""
+    expected = "a positive integer" if at_least else "an integer of at least 0"
+    try:
+        count = operator.index(found)
+    except TypeError as error:
+        raise TypeError(f"{name}: found {describe(found)}, expected {expected}") from error
+    if isinstance(found, bool):
+        raise TypeError(f"{name}: found {found}, expected {expected}")
+    if count < at_least:
+        raise ValueError(f"{name}: found {count}, expected at least {at_least}")
+    return count
+
+
+def check_options(loss: Any, reduction: Any, burn_in: Any, save: Any = None, **counts: Any) -> None:
+    """The options that all gradient functions share, the loss, and counts that may be None."""
+    if not callable(loss):
+        raise TypeError(f"loss: found {describe(loss)}, expected a function loss(output, target) -> scalar")
+    check_choice("reduction", reduction, Reduction)
+    check_count("burn_in", burn_in, at_least=0)
+    check_computation(save, **counts)
+
+
+def check_computation(save: Any, **counts: Any) -> None:
+    """What is left to the plan where it is None."""
+    if save is not None:
+        check_choice("save", save, Save)
+    for name, count in counts.items():
+        if count is not None:
+            check_count(name, count)
+
+
+def check_truncation(k1: Any, k2: Any, losses: Any, context: Any = 0) -> tuple[int, int, int]:
+    """k1, k2 and context as integers that go together."""
+    check_choice("losses", losses, Losses)
+    k1, k2, context = check_count("k1", k1), check_count("k2", k2), check_count("context", context, at_least=0)
+    if losses == "newest" and k2 < k1:
+        raise ValueError(
+            f"k2: found {k2}, expected at least k1 = {k1}, since k1 - k2 = {k1 - k2} of the {k1} new losses of every "
+            f'window would be dropped; use k1 = {k2}, or losses="all" to drop them'
+        )
+    if context % k1:
+        raise ValueError(f"context: found {context}, expected a multiple of k1 = {k1}, so that windows meet")
+    return k1, k2, context
+
+
+def check_if_truncated(k1: Any, k2: Any, losses: Losses = "newest") -> tuple[int, int, Losses] | None:
+    """k1, k2 and losses where both are given; None, for exact BPTT, where neither is."""
+    if (k1 is None) != (k2 is None):
+        raise ValueError(f"k1, k2: found {k1} and {k2}, expected both, for truncated BPTT, or neither, for exact")
+    return None if k1 is None else (*check_truncation(k1, k2, losses)[:2], losses)
+
+
+def check_argnums(argnums: Any) -> tuple[int, ...]:
+    """One of 0, 1 and 2, or several; returned as a tuple."""
+    several = argnums if isinstance(argnums, tuple | list) else (argnums,)
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in several):
+        raise TypeError(f"argnums: found {argnums!r}, expected an integer or a sequence of integers")
+    if not several or any(n not in (0, 1, 2) for n in several) or len(set(several)) < len(several):
+        raise ValueError(f"argnums: found {argnums!r}, expected 0 (params), 1 (state), 2 (xs), or several of them")
+    return tuple(several)
+
+
+def describe(value: Any) -> str:
+    """What was found, for a message."""
+    if inspect.isfunction(value):
+        return f"the function {value.__name__}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    text = repr(value)
+    return f"{text if len(text) < 80 else 'a value'} of type {type(value).__name__}"

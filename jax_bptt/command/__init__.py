@@ -1,0 +1,46 @@
+"""The command-line program: two tasks to train on, with a report of what came of it.
+
+    arguments → train_text        a language model, learnt from text
+              → digits            images, read pixel by pixel
+
+`text` makes integers of characters, `language_model` is trained on them, and `ngrams` has what it should beat.
+`gradient_check` lays the gradient beside that of `jax.grad`, `records` keeps checkpoints and a log, and `terminal` says
+how it goes. Nothing else of the package imports this one.
+
+Needs rich and matplotlib: `pip install 'jax_bptt[cli]'`.
+"""
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: its arguments; those of the process where None.
+
+    Returns:
+        The exit status: 0, 1 where an extra is not installed, 130 where it was interrupted before it had learnt
+        anything. Wrong arguments exit with 2.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:  # either task imports what needs an extra
+        if argv and argv[0] == "digits":
+            from jax_bptt.command.digits import prepare_digits
+
+            run = prepare_digits(argv[1:])
+        else:
+            from jax_bptt.command.train_text import prepare_text
+
+            run = prepare_text(argv)
+    except ImportError as error:
+        extra = "checkpoint" if (error.name or "").startswith("orbax") else "cli"
+        print(f"jax-bptt: {error}; the command needs pip install 'jax_bptt[{extra}]'", file=sys.stderr)
+        return 1
+    try:
+        run()
+    except KeyboardInterrupt:
+        print("\njax-bptt: interrupted", file=sys.stderr)
+        return 130
+    return 0

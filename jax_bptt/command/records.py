@@ -1,0 +1,72 @@
+"""What a run keeps where it is asked to: checkpoints, from which another one can go on, and a log."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_bptt.command.language_model import Training
+from jax_bptt.training import TrainState
+
+
+def find_checkpoint(path: str | None, settings: dict[str, Any], begin: TrainState, steps: int) -> Training | None:
+    """How far training came by the newest checkpoint; None where there is none, or none was asked for."""
+    if path is None:
+        return None
+    from jax_bptt import checkpoint  # needs an extra of its own
+
+    found = checkpoint.restore(path, settings, (begin, np.zeros(steps)))
+    if found is None:
+        return None
+    step, (state, bits) = found
+    return Training(jax.tree.map(jnp.asarray, state), np.asarray(bits)[:step])
+
+
+@contextmanager
+def keep_checkpoints(path: str | None, settings: dict[str, Any], steps: int) -> Iterator[Callable[[Training], None]]:
+    """Saves how far training came, if that was asked for."""
+    if path is None:
+        yield lambda training: None
+        return
+    from jax_bptt import checkpoint
+
+    with checkpoint.saver(path, settings) as save:
+        yield lambda training: save(
+            len(training.bits), (training.state, np.pad(training.bits, (0, steps - len(training.bits))))
+        )
+
+
+@contextmanager
+def keep_log(path: str | None, before: int) -> Iterator[Callable[[int, float, float], None]]:
+    """Writes a line of JSON for each chunk, if that was asked for; those after the checkpoint gone on from go first."""
+    if path is None:
+        yield lambda step, bits, gradient_norm: None
+        return
+    file, started, kept = Path(path), time.perf_counter(), []
+    if before and file.exists():
+        kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_told(line) <= before]
+    offset = json.loads(kept[-1])["seconds"] if kept else 0.0
+    with file.open("w", encoding="utf-8") as lines:
+        lines.writelines(f"{line}\n" for line in kept)
+
+        def log(step: int, bits: float, gradient_norm: float) -> None:
+            seconds = offset + time.perf_counter() - started
+            record = {"step": step, "bits_per_character": bits, "gradient_norm": gradient_norm, "seconds": seconds}
+            lines.write(json.dumps(record) + "\n")
+            lines.flush()
+
+        yield log
+
+
+def _step_told(line: str) -> float:
+    """The step of a line of the log; infinite for one that a killed process left unfinished."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

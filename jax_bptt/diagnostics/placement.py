@@ -1,0 +1,111 @@
+"""What of a step runs where, and why: the split as it was found, in words.
+
+For whoever's step is slower than they thought: products that are listed in a loop run once per step of time, those of
+rows for all steps and examples at once.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
+
+import jax
+
+from jax_bptt.checks.arguments import Arguments, check_call
+from jax_bptt.engine.flatten import flatten_call
+from jax_bptt.engine.graph import Equation, is_costly, shape_of, trace
+from jax_bptt.engine.leaves import Leaves, differentiable
+from jax_bptt.engine.plan import default_save
+from jax_bptt.engine.pullback import transition_partials
+from jax_bptt.engine.windows import without_leading
+from jax_bptt.model import Model, PyTree, Save, step_of
+
+
+class Placement(NamedTuple):
+    """What of a step runs where; `str` tells all of it."""
+
+    rooms: dict[str, tuple[str, ...]]
+    """By the place, and why they are there: operations, those that are costly by themselves and with their shapes."""
+    save: Save  # what is saved of a step where the user leaves it to us
+    saved_bytes: dict[Save, int]
+    """Of one step of one example, by what is saved; of "boundaries", nothing but the states between windows."""
+    jacobian: dict[str, str]
+    """Per leaf of the state, what ∂h_t/∂h_{t−1} makes of δ on its way to it: elementwise, or through products."""
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{size} with {save!r}" for save, size in self.saved_bytes.items())
+        told = {place: found or ("—",) for place, found in self.rooms.items()}
+        told[f"saved of a step of one example, by default {self.save!r}"] = (f"bytes: {sizes}",)
+        told["∂h_t/∂h_{t−1}"] = tuple(f"{name}: {text}" for name, text in self.jacobian.items())
+        return "\n".join(line for title, found in told.items() for line in (title, *(f"    {text}" for text in found)))
+
+
+def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placement:
+    """What of a step runs where, and why, in the gradient functions.
+
+        h_t, ŷ_t = step(θ, h_{t−1}, x_t),    δ_{t−1} = credit_{t−1} + (∂h_t/∂h_{t−1})ᵀ δ_t
+
+    Args:
+        model: `step(params, state, x) -> (state, output)` of one example, or a `Cell`.
+        params, state, xs: what it is run with; `state` of `[B, …]`, `xs` of `[T, B, …]`. Nothing is computed of them.
+
+    Returns:
+        A `Placement`, to be printed.
+
+    Raises:
+        TypeError, ValueError: for an argument that is not of this form.
+    """
+    call = check_call(step_of(model), None, Arguments(params, state, xs))
+    recurrence = flatten_call(call).recurrence
+    parts, pullback, before = recurrence.parts, recurrence.pullback, recurrence.state
+    weights, x = without_leading(recurrence.weights, 0), jax.tree.leaves(without_leading(call.xs, 2))
+    drive = jax.eval_shape(parts.project, weights, x)
+    rows = before, drive, before, pullback.residuals
+    reads = jax.eval_shape(pullback.fix, weights), jax.eval_shape(pullback.linearise, weights, *rows)
+
+    fixed, delta = _operations(pullback.fix, weights), differentiable(before)
+
+    def partials(weights: Leaves, rows: tuple[Leaves, Leaves, Leaves, Leaves], deltas: Leaves) -> tuple[Leaves, Leaves]:
+        return transition_partials(pullback.advance, weights, rows, deltas, differentiable(weights))
+
+    def size(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    not_derived = [s for s, is_derived in zip(before, pullback.derived, strict=True) if not is_derived]
+    names = [f"state{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(call.state)]
+    rooms = {
+        "once: from params alone": (*_operations(parts.prepare, jax.tree.leaves(call.params)), *fixed),
+        "all rows, before the forward loop: from inputs, not from the state": _operations(parts.project, weights, x),
+        "forward loop: the state after the step": _operations(pullback.advance, weights, before, drive),
+        "all rows: the output, the state after the step given": _operations(parts.readout, weights, before, x, before),
+        "all rows, between the loops: from states, not from δ": _operations(pullback.linearise, weights, *rows),
+        "reverse loop: δ": _operations(pullback.pull, *reads, delta),
+        "all rows, after the reverse loop: from δ, the gradients of weights": _operations(
+            partials, weights, rows, delta
+        ),
+    }
+    saved_bytes: dict[Save, int] = {
+        "dots": size([*not_derived, *pullback.residuals]),
+        "states": size(before),
+        "boundaries": 0,
+    }
+    jacobian = {name: _told(roots, names) for name, roots in zip(names, pullback.elementwise, strict=True)}
+    return Placement(rooms, default_save(pullback.recomputation), saved_bytes, jacobian)
+
+
+def _told(roots: Collection[int] | None, names: list[str]) -> str:
+    if roots is None:
+        return "through products, or other operations that are not elementwise"
+    return f"elementwise, of δ of {', '.join(names[i] for i in roots)}" if roots else "nothing reaches it"
+
+
+def _operations(function: Callable, *arguments: PyTree) -> tuple[str, ...]:
+    """Costly ones by themselves, with their shapes, and others together, with their number."""
+    equations = trace(function, *arguments).equations
+    cheap = Counter(eqn.primitive.name for eqn in equations if not is_costly(eqn))
+    others = ", ".join(name if count == 1 else f"{count} {name}" for name, count in cheap.items())
+    return (*(_shapes(eqn) for eqn in equations if is_costly(eqn)), *([others] if others else []))
+
+
+def _shapes(eqn: Equation) -> str:
+    read, made = (", ".join(str(list(shape_of(atom).shape)) for atom in atoms) for atoms in (eqn.invars, eqn.outvars))
+    return f"{eqn.primitive.name} of {read} → {made}"

@@ -1,0 +1,195 @@
+"""The forward pass: the states of a window, and over all windows what the reverse pass needs of them.
+
+Per window, the inputs of all rows are projected at once; the loop over time steps holds the transition alone. Saved is
+the state before each window's first step, and of every step the state after it and the residuals (`save="dots"`), or
+the state alone (`save="states"`), or nothing (`save="boundaries"`): then the reverse pass runs the window again.
+
+What is saved of a step is written in its place among that of all steps, in buffers of `[T, B, …]` that the loops over
+windows and over steps carry: stacked by each of the two loops, it would be written three times.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_bptt.engine.flatten import Inputs, Recurrence
+from jax_bptt.engine.leaves import Leaves
+from jax_bptt.engine.windows import PerWindow, Windows, scan_windows
+from jax_bptt.model import PyTree, Save
+
+
+class Trajectory(NamedTuple):
+    """What is known of steps beside the inputs; leaves of `[W, B, …]` of a window, of `[T, B, …]` of all.
+
+    None in place of leaves that are not saved.
+    """
+
+    states: Leaves  # the state after each step
+    residuals: Leaves  # what the pullback needs beside the states
+
+
+class Checkpoints(NamedTuple):
+    """What the forward pass leaves to the reverse pass."""
+
+    starts: PerWindow  # of each window the state before its first step, leaves of [B, …]
+    trajectory: Trajectory | None  # of all steps what is saved of them; None where that is nothing
+
+
+class Rows(NamedTuple):
+    """The steps of a window, of all examples; leaves of `[W, B, …]`."""
+
+    before: Leaves  # the state that each step begins with: where it is reset, what it is put back to
+    after: Leaves
+    residuals: Leaves
+    inputs: Inputs
+
+
+def run_forward(
+    recurrence: Recurrence,
+    state: Leaves,
+    inputs: Inputs,
+    windows: Windows,
+    save: Save,
+    *,
+    emit: Callable[[Rows, Any], Any] | None = None,
+    timed: PyTree = None,
+) -> tuple[Leaves, Checkpoints, PerWindow]:
+    """Run over all windows: the state after the last step, what is saved, and what was emitted.
+
+    Args:
+        emit: makes of a window's rows, and of what is `timed` of it, what is returned of every window.
+    """
+
+    def window(carry: Any, of_window: Any, _: None, size: int) -> tuple[Any, Any]:
+        (start, saved, offset), (inputs, times) = carry, of_window
+        here, buffers = (
+            (0, allocate(recurrence, size, "states" if emit else save)) if saved is None else (offset, saved)
+        )
+        end, buffers = run_window(recurrence, start, inputs, buffers, here, size, effects=True)
+        emitted = None
+        if emit is not None:
+            steps = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, here, size), buffers)
+            states = states_of(recurrence, start, steps, inputs, size)
+            emitted = emit(rows_of(recurrence, start, Trajectory(states, []), inputs), times)
+        return (end, None if saved is None else buffers, offset + size), (start, emitted)
+
+    saved = None if save == "boundaries" else allocate(recurrence, windows.steps, save)
+    (end, saved, _), out = scan_windows(window, (state, saved, jnp.zeros((), int)), (inputs, timed), windows)
+    starts, emitted = (PerWindow(*of_windows) for of_windows in zip(*(w or (None, None) for w in out), strict=True))
+    return end, Checkpoints(starts, saved), emitted
+
+
+def run_window(
+    recurrence: Recurrence, start: Leaves, inputs: Inputs, buffers: Trajectory, offset: Any, size: int, *, effects: bool
+) -> tuple[Leaves, Trajectory]:
+    """The state after a window's last step, `[B, …]`, and the buffers with all of its steps.
+
+    Args:
+        start: the state before its first step, leaves of `[B, …]`.
+        inputs: of its steps, leaves of `[W, B, …]`.
+        buffers, offset: where its steps are written, as `allocate` makes it, and from which place on.
+        size: W.
+        effects: whether the step's side effects are to be seen.
+    """
+    pullback = recurrence.pullback
+    drive = project_rows(recurrence, inputs.x)
+    advance = recurrence.over_batch(pullback.advance_with_effects if effects else pullback.advance, (None, 0, 0))
+
+    def step(carry: tuple[Leaves, Trajectory, jax.Array], of_step: tuple[Leaves, jax.Array | None]) -> tuple[Any, None]:
+        (state, buffers, offset), (drive_t, reset_t) = carry, of_step
+        new = Trajectory(*advance(recurrence.weights, recurrence.put_back(reset_t, state), drive_t))
+        written = Trajectory(*(_write(arrays, values, offset) for arrays, values in zip(buffers, new, strict=True)))
+        return (new.states, written, offset + 1), None
+
+    carry = (start, buffers, jnp.asarray(offset))
+    (end, buffers, _), _ = jax.lax.scan(step, carry, (drive, inputs.reset), length=size)
+    return end, buffers
+
+
+def allocate(recurrence: Recurrence, steps: int, save: Save | None = None) -> Trajectory:
+    """Buffers to write steps into: for all that is known of them or, with `save`, what is saved."""
+    pullback = recurrence.pullback
+    states = save != "boundaries"
+    derived = [save == "dots" and is_derived for is_derived in pullback.derived]
+
+    def buffer(leaf: Any) -> jax.Array:
+        return jax.lax.full((steps, *recurrence.batch, *leaf.shape), 0, leaf.dtype)
+
+    return Trajectory(
+        [buffer(s) if states and not d else None for s, d in zip(recurrence.state, derived, strict=True)],
+        [buffer(r) if save in (None, "dots") else None for r in pullback.residuals],
+    )
+
+
+def rematerialise(
+    recurrence: Recurrence, start: Leaves, saved: Trajectory | None, inputs: Inputs, size: int
+) -> Trajectory:
+    """All that is known of a window's steps, from what was saved of them, None where that is nothing.
+
+    The window is run again, or what is missing is computed for all rows at once.
+    """
+    if saved is None:
+        return run_window(recurrence, start, inputs, allocate(recurrence, size), 0, size, effects=False)[1]
+    states = states_of(recurrence, start, saved, inputs, size)
+    if not any(r is None for r in saved.residuals):
+        return Trajectory(states, saved.residuals)
+    advance = recurrence.over_rows(recurrence.pullback.advance, (None, 0, 0))
+    before = _before(recurrence, start, states, inputs.reset)
+    _, residuals = advance(recurrence.weights, before, project_rows(recurrence, inputs.x))
+    return Trajectory(states, residuals)
+
+
+def states_of(recurrence: Recurrence, start: Leaves, saved: Trajectory, inputs: Inputs, size: int) -> Leaves:
+    """The state after each step of a window, with the leaves that were not saved."""
+    if not any(s is None for s in saved.states):
+        return saved.states
+    derive = recurrence.over_rows(recurrence.pullback.derive, (None, 0, 0, 0, 0), size)
+    before = _before(recurrence, start, saved.states, inputs.reset)
+    return derive(recurrence.weights, before, project_rows(recurrence, inputs.x), *saved)
+
+
+def state_after(
+    recurrence: Recurrence, checkpoints: Checkpoints, inputs: Inputs, windows: Windows, steps: int
+) -> Leaves:
+    """The state after so many steps, fewer than all, from what was saved of them."""
+    window, rest = divmod(steps, windows.size)
+    full = window < windows.full
+    start = jax.tree.map(lambda a: a[window], checkpoints.starts.full) if full else checkpoints.starts.last
+    if not rest:
+        return start
+    inputs, saved = jax.tree.map(lambda a: a[steps - rest : steps], (inputs, checkpoints.trajectory))
+    if saved is None:
+        return run_window(recurrence, start, inputs, allocate(recurrence, rest, "boundaries"), 0, rest, effects=False)[
+            0
+        ]
+    return jax.tree.map(lambda a: a[-1], states_of(recurrence, start, saved, inputs, rest))
+
+
+def project_rows(recurrence: Recurrence, x: Leaves) -> Leaves:
+    """What the transition takes from the inputs of all rows."""
+    return recurrence.over_rows(recurrence.parts.project, (None, 0))(recurrence.weights, x)
+
+
+def read_rows(recurrence: Recurrence, rows: Rows) -> PyTree:
+    """The outputs of all rows."""
+    readout = recurrence.over_rows(recurrence.parts.readout, (None, 0, 0, 0))
+    return readout(recurrence.weights, rows.after, rows.inputs.x, rows.before)
+
+
+def rows_of(recurrence: Recurrence, start: Leaves, trajectory: Trajectory, inputs: Inputs) -> Rows:
+    """The rows of a window, from the state before its first step, its steps, and its inputs."""
+    return Rows(_before(recurrence, start, trajectory.states, inputs.reset), *trajectory, inputs)
+
+
+def _before(recurrence: Recurrence, start: Leaves, after: Leaves, reset: jax.Array | None) -> Leaves:
+    """The state that each step begins with, `[W, B, …]`; None where that after each step is not there."""
+    pairs = zip(start, after, strict=True)
+    return recurrence.put_back(reset, [None if a is None else jnp.concatenate([s[None], a[:-1]]) for s, a in pairs])
+
+
+def _write(arrays: Leaves, values: Leaves, offset: Any) -> Leaves:
+    """`arrays` with the values of one step in their place; None stays None."""
+    pairs = zip(arrays, values, strict=True)
+    return [None if a is None else jax.lax.dynamic_update_index_in_dim(a, v, offset, 0) for a, v in pairs]

@@ -1,0 +1,323 @@
+"""Graphs: functions as JAX traced them, what in them depends on what, and functions made of a part of their equations.
+
+    graph = trace(function, *arguments)
+    run   = extract(graph, inputs, outputs)        the function between them, of the equations that it takes
+    interpret(graph, known, outputs, replace)      evaluated one by one, some equations in another way
+
+The only door to JAX's jaxprs: no other module imports `jax.extend` or opens a jaxpr; what others read of an equation is
+its name and what it reads and makes. What is not known of one is left as it is: a primitive that is not listed is
+costly, a product with params that are not known is not rewritten.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+
+Equation: TypeAlias = JaxprEqn
+Atom: TypeAlias = Var | Literal
+"""What an equation reads, or a function returns."""
+
+# Of an equation, and the values that it reads, its results, or the function to them; None leaves it as it is.
+Replace = Callable[[Equation, list[Any]], Sequence[Any] | None]
+Rewrite = Callable[[Equation], Callable[..., Sequence[Any]] | None]
+
+
+class Graph(NamedTuple):
+    """A traced function of flat arguments."""
+
+    inputs: list[Var]
+    outputs: list[Atom]
+    equations: list[Equation]
+    constants: dict[Var, Any]  # what it closes over
+    structure: Any  # the tree of what it returns
+    whole: Jaxpr
+
+
+def trace(function: Callable, *arguments: Any) -> Graph:
+    """The graph of `function`, with what it merely calls inlined.
+
+    Products of a matrix with a vector become those of the vector with the matrix, which is the same of one example; of
+    many, their rows come first then as everything else has them, and nothing is transposed.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    graph = _graph(closed, jax.tree.structure(shapes))
+    return retrace(graph, _inlined) if any(map(_inlined, graph.equations)) else graph
+
+
+def retrace(graph: Graph, rewrite: Rewrite) -> Graph:
+    """The graph with equations written as `rewrite` has them."""
+    closed = jax.make_jaxpr(lambda *operands: _run(graph, rewrite, *operands))(*map(shape_of, graph.inputs))
+    return _graph(closed, graph.structure)
+
+
+def _inlined(eqn: Equation) -> Callable[..., Sequence[Any]] | None:
+    if eqn.primitive.name not in _CALLED:
+        return vector_first(eqn)
+    inner = _graph(_inner(eqn)[0])
+    return lambda *operands: _run(inner, _inlined, *operands)
+
+
+def _run(graph: Graph, rewrite: Rewrite, *operands: Any) -> list[Any]:
+    known = dict(zip(graph.inputs, operands, strict=True))
+    return interpret(graph, known, graph.outputs, lambda eqn, of: (run := rewrite(eqn)) and run(*of), effects=True)
+
+
+def _graph(jaxpr: Jaxpr | ClosedJaxpr, structure: Any = None) -> Graph:
+    whole = _open(jaxpr)
+    constants = dict(zip(whole.constvars, getattr(jaxpr, "consts", ()), strict=True))
+    return Graph(list(whole.invars), list(whole.outvars), list(whole.eqns), constants, structure, whole)
+
+
+def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+    """The equations themselves; from JAX 0.11 on the two are one class."""
+    return jaxpr if isinstance(jaxpr, Jaxpr) else jaxpr.jaxpr
+
+
+def _inner(eqn: Equation) -> list[Jaxpr | ClosedJaxpr]:
+    """The jaxprs among an equation's params."""
+
+    def is_jaxpr(value: Any) -> bool:
+        return isinstance(value, Jaxpr | ClosedJaxpr)
+
+    leaves = [leaf for value in eqn.params.values() for leaf in jax.tree.leaves(value, is_leaf=is_jaxpr)]
+    return [leaf for leaf in leaves if is_jaxpr(leaf)]
+
+
+# What depends on what.
+
+
+def dependence(graph: Graph, groups: Sequence[Sequence[Var]]) -> dict[Var, int]:
+    """For each variable the last group of inputs that it depends on; -1 where it depends on nothing.
+
+    Closed-over arrays count as the first group. What an equation with side effects returns counts as the last, since
+    such an equation is to run once per step, whatever its inputs are.
+    """
+    level = dict.fromkeys(graph.constants, 0) | {v: k for k, group in enumerate(groups) for v in group}
+
+    def level_of(atom: Atom) -> int:
+        if isinstance(atom, Literal):
+            return 0 if np.ndim(atom.val) else -1
+        return level[atom]
+
+    for eqn in graph.equations:
+        known = len(groups) - 1 if eqn.effects else max(map(level_of, eqn.invars), default=-1)
+        level.update((v, known) for v in eqn.outvars)
+    return level
+
+
+def backward_slice(
+    graph: Graph, outputs: Iterable[Atom], known: Callable[[Var], bool], effects: bool = False
+) -> tuple[list[Equation], list[Var]]:
+    """The equations that compute `outputs` from what is known, with all effects if asked, and the variables met."""
+    met = dict.fromkeys(variables(outputs))
+    eqns = []
+    for eqn in reversed(graph.equations):
+        if any(v in met and not known(v) for v in eqn.outvars) or (effects and eqn.effects):
+            eqns.append(eqn)
+            met.update(dict.fromkeys(variables(eqn.invars)))
+    return eqns[::-1], list(met)
+
+
+def frontier(graph: Graph, outputs: Iterable[Atom], known: Callable[[Var], bool], effects: bool = False) -> list[Var]:
+    """The known variables from which `outputs` are computed."""
+    return [v for v in backward_slice(graph, outputs, known, effects)[1] if known(v)]
+
+
+def variables(atoms: Iterable[Atom]) -> list[Var]:
+    """Those of the atoms that are variables, and not literals."""
+    return [atom for atom in atoms if isinstance(atom, Var)]
+
+
+def results(eqn: Equation) -> list[Var]:
+    """The variables that an equation defines, without those that are of no use, which are of a type of their own."""
+    return [v for v in eqn.outvars if type(v) is Var]
+
+
+def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a variable or literal."""
+    aval: Any = atom.aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def bytes_of(atom: Atom) -> int:
+    """The size of a variable's value."""
+    shape = shape_of(atom)
+    return shape.size * shape.dtype.itemsize
+
+
+# Functions made of a graph.
+
+
+def extract(graph: Graph, inputs: Sequence[Var], outputs: Sequence[Atom], effects: bool = False) -> Callable:
+    """The function from `inputs` to `outputs`, made of the equations that it takes and no others."""
+    eqns, met = backward_slice(graph, outputs, {*inputs, *graph.constants}.__contains__, effects)
+    read = set(met) - set(inputs)
+    constants = {v: c for v, c in graph.constants.items() if v in read}
+    run = _function(graph, [*constants, *inputs], outputs, eqns)
+    return lambda *values: run(*constants.values(), *values)
+
+
+def _function(graph: Graph, inputs: Sequence[Var], outputs: Sequence[Atom], eqns: list[Equation]) -> Callable:
+    part = graph.whole.replace(
+        constvars=[],
+        invars=list(inputs),
+        outvars=list(outputs),
+        eqns=eqns,
+        debug_info=graph.whole.debug_info.with_unknown_names(),
+    )
+    return jaxpr_as_fun(ClosedJaxpr(part, []))
+
+
+def first_index(groups: Sequence[Sequence[Any]], values: Sequence[Sequence[Any]]) -> dict[Var, Any]:
+    """The value of each variable, where one that is in several places has that of the first."""
+    pairs = [pair for group, of_group in zip(groups, values, strict=True) for pair in zip(group, of_group, strict=True)]
+    return {atom: value for atom, value in reversed(pairs) if isinstance(atom, Var)}
+
+
+def extract_grouped(
+    graph: Graph, groups: Sequence[Sequence[Atom]], outputs: Sequence[Atom], effects: bool = False
+) -> Callable[..., list[Any]]:
+    """As `extract`, of lists of values, one for each group. What is in several places is read in the first."""
+    places = first_index(groups, [[(i, j) for j in range(len(group))] for i, group in enumerate(groups)])
+    run = extract(graph, list(places), outputs, effects)
+    return lambda *values: run(*(values[i][j] for i, j in places.values()))
+
+
+def reuse(function: Callable, arguments: Sequence[Any], known: Any) -> Any:
+    """`function(*arguments)[0]`, with the values that it returns as `[1]` taken as known and not computed again."""
+    graph, leaves = trace(function, *arguments), jax.tree.leaves(known)
+    n = len(graph.outputs) - len(leaves)
+    run = extract_grouped(graph, [graph.outputs[n:], graph.inputs], graph.outputs[:n])
+    return jax.tree.unflatten(graph.structure.children()[0], run(leaves, jax.tree.leaves(arguments)))
+
+
+def interpret(
+    graph: Graph, known: Mapping[Var, Any], outputs: Sequence[Atom], replace: Replace, effects: bool = False
+) -> list[Any]:
+    """The values of `outputs`, equation by equation, each as it is or as `replace` computes it.
+
+    Args:
+        known: values to begin with, those of the inputs as a rule; what an operation makes of values that are no
+            arrays is for `replace` to say.
+    """
+    values = graph.constants | dict(known)
+
+    def value(atom: Atom) -> Any:
+        # A literal becomes an array of its own type: a bare Python number would take the type of its neighbour.
+        return np.asarray(atom.val, jnp.result_type(atom.aval)) if isinstance(atom, Literal) else values[atom]
+
+    for eqn in backward_slice(graph, outputs, values.__contains__, effects)[0]:
+        operands = [value(atom) for atom in eqn.invars]
+        replaced = replace(eqn, operands)
+        if replaced is None:
+            values.update(zip(results(eqn), evaluate(graph, eqn, operands), strict=True))
+        else:
+            values.update(zip(eqn.outvars, replaced, strict=True))
+    return [value(atom) for atom in outputs]
+
+
+def evaluate(graph: Graph, eqn: Equation, operands: Sequence[Any]) -> list[Any]:
+    """The results of one equation, those of no use left out."""
+    read = first_index([eqn.invars], [operands])
+    return _function(graph, list(read), results(eqn), [eqn])(*read.values())
+
+
+# Products.
+
+
+def product(
+    eqn: Equation, left: Any, right: Any, *, axes: tuple[Sequence[int], Sequence[int]], swapped: bool = False
+) -> jax.Array:
+    """The result of a product's equation, of other operands, contracted along these axes; or of those in turn."""
+    kind, precision = eqn.params["preferred_element_type"], eqn.params["precision"]
+    precision = precision[::-1] if swapped and type(precision) is tuple else precision
+    return jax.lax.dot_general(left, right, (axes, ((), ())), precision=precision, preferred_element_type=kind)
+
+
+def contracted_axes(eqn: Equation) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The axes that a product contracts; None where it is none that `product` can rewrite."""
+    known = {"dimension_numbers", "precision", "preferred_element_type", "out_sharding"}
+    if eqn.primitive.name != "dot_general" or eqn.params.keys() - known or eqn.params.get("out_sharding") is not None:
+        return None
+    if type(eqn.params["precision"]) not in (
+        type(None),
+        jax.lax.Precision,
+        tuple,
+    ):  # an algorithm, of operands in order
+        return None
+    (left, right), batched = eqn.params["dimension_numbers"]
+    return None if any(map(len, batched)) else (tuple(left), tuple(right))
+
+
+def vector_first(eqn: Equation, transpose: bool = False) -> Callable[..., list[jax.Array]] | None:
+    """How to compute a product of a matrix and a vector, the vector first; None if it is none, or written so already.
+
+    Args:
+        transpose: write the transpose of a matrix that is contracted along its last axis as an equation of its own, so
+            that it can be done once where the matrix is a weight.
+    """
+    axes = contracted_axes(eqn) or ((), ())
+    free = [len(shape_of(atom).shape) - len(of) for atom, of in zip(eqn.invars, axes, strict=True)] if any(axes) else []
+    if 0 not in free or not any(free):
+        return None
+    matrix, vector = (0, 1) if free[0] else (1, 0)
+    leading = tuple(range(len(axes[matrix])))
+    turns = transpose and axes[matrix] != leading
+    if vector == 0 and not turns:
+        return None
+
+    def run(*operands: jax.Array) -> list[jax.Array]:
+        a = jnp.moveaxis(operands[matrix], axes[matrix], leading) if turns else operands[matrix]
+        of = axes[vector], leading if turns else axes[matrix]
+        return [product(eqn, operands[vector], a, axes=of, swapped=vector == 1)]
+
+    return run
+
+
+# What equations cost.
+
+
+def operations(eqn: Equation) -> float:
+    """The floating-point operations of a product; infinite of what else is costly."""
+    if eqn.primitive.name != "dot_general":
+        return math.inf
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    return 2.0 * shape_of(eqn.outvars[0]).size * math.prod(shape_of(eqn.invars[0]).shape[axis] for axis in contracted)
+
+
+def is_costly(eqn: Equation) -> bool:
+    """Whether an equation is none of those that are as well computed twice, or has one inside that is not."""
+    name = eqn.primitive.name
+    if name in _CALLS:
+        return any(is_costly(eqn) for inner in _inner(eqn) for eqn in _open(inner).eqns)
+    return name not in _CHEAP
+
+
+_CALLED = {"jit", "pjit", "closed_call", "core_call", "eval_jaxpr"}
+"""What only calls what is in it."""
+_CALLS = _CALLED | {"cond", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+_CHEAP = {
+    # elementwise
+    *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh"),
+    *("bitcast_convert_type", "cbrt", "ceil", "clamp", "clz", "complex", "conj", "convert_element_type", "cos"),
+    *("cosh", "digamma", "div", "eq", "eq_to", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge"),
+    *("gt", "imag", "integer_pow", "is_finite", "le", "le_to", "lgamma", "log", "log1p", "logistic", "lt", "lt_to"),
+    *("max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "polygamma", "population_count", "pow", "real"),
+    *("reduce_precision", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic"),
+    *("shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor"),
+    # over axes
+    *("argmax", "argmin", "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "reduce_and", "reduce_max"),
+    *("reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "reduce_xor"),
+    # moving what is there
+    *("broadcast_in_dim", "concatenate", "copy", "copy_p", "dynamic_slice", "dynamic_update_slice", "empty"),
+    *("expand_dims", "gather", "iota", "pad", "reshape", "rev", "scatter", "scatter-add", "scatter-max"),
+    *("scatter-min", "scatter-mul", "scatter-sub", "slice", "split", "squeeze", "transpose"),
+    # markers, and keys that are handed on
+    *("name", "optimization_barrier", "platform_index", "random_clone", "random_fold_in", "random_seed"),
+    *("random_split", "random_unwrap", "random_wrap", "stop_gradient"),
+}

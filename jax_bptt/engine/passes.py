@@ -1,0 +1,130 @@
+"""The passes: what a schedule says of a call, computed as a plan says.
+
+    forward pass    first window to last      states, and what is saved of them
+    reverse pass    last window to first      loss, δ, the cotangents of weights, first state and inputs
+
+`backpropagate` is the whole of it: burn-in, forward pass, reverse pass. Every gradient of the library is this one with
+another schedule and another pick of its results; `unroll` runs the two passes apart.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+
+from jax_bptt.engine.flatten import (
+    Call,
+    FlatCall,
+    Objective,
+    flatten_call,
+    objective_of,
+    unflatten_gradients,
+    unflatten_state,
+)
+from jax_bptt.engine.forward import Checkpoints, rematerialise, rows_of, run_forward, state_after
+from jax_bptt.engine.leaves import Leaves, add, combine, differentiable, zeros
+from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
+from jax_bptt.engine.plan import Asked, Plan, choose_plan, choose_windows
+from jax_bptt.engine.reverse_truncated import sum_of_windows
+from jax_bptt.engine.schedule import Schedule
+from jax_bptt.engine.window_gradient import Gradient, gradient_of_window
+from jax_bptt.engine.windows import join, scan_windows
+from jax_bptt.model import PyTree, Reduction
+
+
+def value_and_gradient(
+    call: Call,
+    schedule: Schedule,
+    argnums: int | Sequence[int] = 0,
+    *,
+    reduction: Reduction = "sum",
+    **asked: Unpack[Asked],
+) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+    """The loss of a call, the state that the schedule returns, and the gradient, in the structures of the user."""
+    wrt = (argnums,) if isinstance(argnums, int) else argnums
+    flat, state, got = backpropagate(call, schedule, wrt, reduction=reduction, **asked)
+    params_bar = flat.pull_weights(got.weights_bar)
+    grads = unflatten_gradients(call, argnums, schedule.burn_in, params_bar, got.start_bar, got.xs_bar)
+    return (got.loss.astype(call.loss_dtype), unflatten_state(call, state)), grads
+
+
+def backpropagate(
+    call: Call,
+    schedule: Schedule,
+    argnums: Sequence[int] = (),
+    *,
+    deltas: bool = False,
+    reduction: Reduction = "sum",
+    **asked: Unpack[Asked],
+) -> tuple[FlatCall, Leaves, Gradient]:
+    """What is differentiated, the state that the schedule returns, and the gradient.
+
+    Args:
+        argnums: with respect to what beside the state: 0 params, 2 xs.
+        deltas: whether δ of every state is wanted, of exact BPTT.
+        asked: what the user asked of the plan.
+    """
+    flat, state = run_burn_in(flatten_call(call, argnums), schedule)
+    recurrence = flat.recurrence
+    plan = choose_plan(schedule, call.batch, recurrence.pullback.recomputation, **asked)
+    end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
+    if state is None:
+        ahead, state = schedule.returned - schedule.burn_in, end
+        if ahead < schedule.steps:
+            state = state_after(recurrence, checkpoints, flat.inputs, plan.windows, ahead)
+    objective = objective_of(call, reduction, schedule)
+    got = run_reverse(flat, checkpoints, objective, [None] * len(end), schedule, plan, deltas=deltas)
+    return flat, state, got
+
+
+def run_burn_in(flat: FlatCall, schedule: Schedule) -> tuple[FlatCall, Leaves | None]:
+    """What is left after the burn-in; and the state that is returned, if that is one of the burn-in."""
+    if not schedule.burn_in:
+        return flat, None
+    inputs = jax.tree.map(lambda a: a[: schedule.burn_in], flat.inputs)
+    windows = choose_windows(schedule.burn_in, flat.recurrence.batch[0])
+    end, checkpoints, _ = run_forward(flat.recurrence, flat.state, inputs, windows, "boundaries")
+    state = end if schedule.returned == schedule.burn_in else None
+    if schedule.returned < schedule.burn_in:
+        state = state_after(flat.recurrence, checkpoints, inputs, windows, schedule.returned)
+    return flat.after(schedule.burn_in, end), state
+
+
+def run_reverse(
+    flat: FlatCall,
+    checkpoints: Checkpoints,
+    objective: Objective,
+    delta: Leaves,
+    schedule: Schedule,
+    plan: Plan,
+    *,
+    deltas: bool = False,
+) -> Gradient:
+    """The reverse pass over the steps after the burn-in.
+
+    Args:
+        delta: a cotangent of the state after the last step, leaves of `[B, …]`; None is zero.
+        deltas: whether δ of every state is wanted, of exact BPTT.
+    """
+    if schedule.grid is not None:
+        return sum_of_windows(flat, checkpoints, objective, delta, schedule.grid, plan.lanes)
+    recurrence, wrt = flat.recurrence, flat.wrt
+
+    def window(carry: Any, timed: Any, start: Leaves, size: int) -> tuple[Any, Any]:
+        """δ is handed on to the window before."""
+        loss, weights_bar, reset_bar, delta = carry
+        inputs, targets, mask, saved = timed
+        rows = rows_of(recurrence, start, rematerialise(recurrence, start, saved, inputs, size), inputs)
+        of_window = objective._replace(targets=targets, mask=mask)
+        gradient = gradient_of_window(recurrence, rows, of_window, delta, wrt, size)
+        weights_bar = add(weights_bar, to_wide(gradient.weights_bar))
+        carry = loss + gradient.loss, weights_bar, add(reset_bar, gradient.reset_bar), gradient.start_bar
+        return carry, (gradient.deltas if deltas else [], gradient.xs_bar)
+
+    timed = flat.inputs, objective.targets, objective.mask, checkpoints.trajectory
+    delta = combine(delta, zeros((), differentiable(flat.state)))
+    carry = jnp.zeros((), objective.dtype), wide_zeros(wrt.weights), zeros((), wrt.reset_to), delta
+    carry, out = scan_windows(window, carry, timed, plan.windows, stored=checkpoints.starts, reverse=True)
+    loss, weights_bar, reset_bar, start_bar = carry
+    return Gradient(loss, from_wide(weights_bar, wrt.weights), start_bar, reset_bar, *join(out))

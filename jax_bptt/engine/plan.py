@@ -1,0 +1,105 @@
+"""The plan: how a schedule is computed, where the user leaves it to us. All defaults, each with its measurement.
+
+    window     steps whose rows are done at once, the unit of saving and reversing
+    save       what the forward pass keeps of every step
+    lanes      windows of truncation side by side
+
+and, of products, whether weights are read transposed and which operand comes first.
+"""
+
+import math
+from typing import NamedTuple, TypedDict, Unpack
+
+from jax_bptt.engine.partition import Recomputation
+from jax_bptt.engine.schedule import Grid, Schedule
+from jax_bptt.engine.windows import Windows
+from jax_bptt.model import Save
+
+SAVE_FROM = 60
+"""Operations of products that it must take to compute a byte of residuals again for it to be saved.
+
+(Measured on two CPU cores, H from 64 to 256, B from 1 to 128, exact and truncated: a GRU takes 3/8·H operations per
+byte; an LSTM, whose h need not be saved then, 2/3·H. Below 60 the time was 0.94 to 1.20 of that with all saved, at a
+fifth to two thirds of the memory; above, 1.00 to 1.18.)
+"""
+
+TRANSPOSE_FROM = 16
+"""Examples from which on weights that stand before a vector are read from a transposed copy, small beside the states.
+
+(A loop of products of [B, H] with a matrix of [H, G] took 0.75 to 0.95 of the time of those with the transpose of one
+of [G, H], on two CPU cores, for B from 32 to 128 and H from 128 to 512.)
+"""
+
+
+class Asked(TypedDict, total=False):
+    """What the user asks of a plan; None, as what is not there, leaves it to us."""
+
+    window: int | None
+    save: Save | None
+    lanes: int | None
+
+
+class Plan(NamedTuple):
+    """How a schedule is computed."""
+
+    windows: Windows
+    save: Save
+    lanes: int  # windows of truncation side by side; 1 of exact BPTT
+
+
+def choose_plan(schedule: Schedule, batch: int, recomputation: Recomputation, **asked: Unpack[Asked]) -> Plan:
+    """The plan, as the user asked for it."""
+    save = asked.get("save") or default_save(recomputation)
+    grid = schedule.grid
+    if grid is None:
+        return Plan(choose_windows(schedule.steps, batch, save, asked.get("window")), save, 1)
+    lanes = asked.get("lanes") or default_lanes(grid, batch)
+    return Plan(Windows(schedule.steps, grid.k1), save, min(grid.blocks, lanes))
+
+
+def choose_windows(steps: int, batch: int, save: Save = "states", window: int | None = None) -> Windows:
+    """How time is cut where nothing is truncated."""
+    return Windows(steps, min(steps, window or default_window(steps, batch, save)))
+
+
+def default_save(recomputation: Recomputation) -> Save:
+    """Residuals too ("dots") where they take more work to compute again than `SAVE_FROM` tells, else "states"."""
+    return "dots" if recomputation.operations >= SAVE_FROM * recomputation.bytes else "states"
+
+
+def default_window(steps: int, batch: int, save: Save = "states") -> int:
+    """The number of steps in a window.
+
+    Where every state is saved, about 1024 rows, which is enough for an efficient matrix product, but 16 to 64 steps and
+    no more than a quarter of the sequence, so that what is computed about a window stays small beside what is saved of
+    the sequence. (Measured with windows of 4 to 128 on two CPU cores, elman and gru, B from 1 to 128, H from 64 to 256:
+    within a tenth of the fastest size as a rule, where 64 steps at B = 128 take twice the memory.) Near √T where only
+    the boundaries are saved: √T first states and √T recomputed ones, the least in sum.
+
+    A size within a factor of two that divides T is preferred, so that all windows are alike.
+    """
+    wanted = max(16, min(64, 1024 // batch, steps // 4)) if save != "boundaries" else max(1, round(math.sqrt(steps)))
+    near = [size for size in range((wanted + 1) // 2, 2 * wanted + 1) if steps % size == 0]
+    return min(steps, min(near, key=lambda size: abs(math.log(size / wanted)), default=wanted))
+
+
+def default_lanes(grid: Grid, batch: int) -> int:
+    """The number of windows of truncation side by side.
+
+    As many as make 32 rows in a hop. Where the batch alone has them, still two, and four times as many as each reaches
+    back over, so that little is done twice where two groups meet, but no more than a quarter of all windows, so that
+    what is computed about a group stays small beside what is saved of the sequence. (Measured with 1 to 128 windows
+    on two CPU cores, elman and gru, T = 1024, B = 1 and 32, H from 128 to 512, k1 = k2 = 32 and k1 = 8, k2 = 32: more
+    windows were hardly faster, and took up to ten times the memory; fewer rows were slower by a third.)
+    """
+    for_memory = max(1 + grid.reach, grid.blocks // 4)
+    return min(grid.blocks, max(-(-32 // batch), min(max(2, 4 * grid.reach), for_memory)))
+
+
+def narrow_first(left: int, right: int) -> bool:
+    """Whether the product of [R, left]ᵀ and [R, right], of R rows, is better than its transpose.
+
+    (With the narrower operand first it took 0.4 to 0.96 of the time of its transpose, on two CPU cores, R from 64 to
+    1024, the narrower from 32 to 512, the other from two to sixteen times as wide.)
+    """
+    return left <= right

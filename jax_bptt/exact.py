@@ -1,0 +1,135 @@
+"""Exact backpropagation through time, by the hand-rolled reverse scan over windows.
+
+How is the engine's, see `engine/window_gradient.py`: here is what is computed, and what of it is returned.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jax_bptt.checks.arguments import over_sequences
+from jax_bptt.checks.options import check_argnums, check_options
+from jax_bptt.engine import schedule
+from jax_bptt.engine.flatten import Call, unflatten_like
+from jax_bptt.engine.passes import backpropagate, value_and_gradient
+from jax_bptt.model import GradientFunction, Loss, Model, OverSequences, PyTree, Reduction, Save, step_of
+
+
+def bptt(
+    model: Model,
+    loss: Loss,
+    *,
+    argnums: int | Sequence[int] = 0,
+    reduction: Reduction = "sum",
+    window: int | None = None,
+    save: Save | None = None,
+    burn_in: int = 0,
+) -> GradientFunction:
+    """The exact gradient of a recurrent model's loss, by backpropagation through time.
+
+    For h_t, ŷ_t = step(θ, h_{t−1}, x_t) and L = Σ_t ℓ(ŷ_t, y_t), with δ_t = ∂L/∂h_t,
+
+        δ_t   = (∂ŷ_t/∂h_t)ᵀ ∂ℓ_t/∂ŷ_t + (∂h_{t+1}/∂h_t)ᵀ δ_{t+1}
+        ∂L/∂θ = Σ_t (∂⁺h_t/∂θ)ᵀ δ_t + Σ_t (∂⁺ŷ_t/∂θ)ᵀ ∂ℓ_t/∂ŷ_t
+
+    where ∂⁺ is the immediate partial derivative: h_{t−1} is held constant. Only the recursion of δ runs step by step;
+    everything else is done for all steps of a window at once.
+
+    Args:
+        model: `step(params, state, x) -> (state, output)` of one example, or a `Cell`.
+        loss: `loss(output, target) -> scalar` of one step of one example.
+        argnums: with respect to what, as in `jax.grad`: 0 params, 1 state, 2 xs, or several.
+        reduction: "sum", Σ mask·ℓ over all steps and examples; or "mean", that over the sum of the weights (0, with
+            gradients of 0, where the weights sum to 0).
+        window: steps in one window, the stretch of time whose steps are done at once; chosen by
+            `jax_bptt.engine.plan.default_window` where None. Any size gives the same gradient.
+        save: what the forward pass keeps: "dots", of every step the little with which the backward pass need not
+            compute a product of the transition again; "states", every state; or "boundaries", the first state of each
+            window, from which the backward pass runs it again: O(√T) memory for one more forward pass. None is one of
+            the first two, as `jax_bptt.engine.plan.default_save` chooses.
+        burn_in: the first steps only bring the state up to date: they have no loss, and no credit reaches them, nor
+            through them the state.
+
+    Returns:
+        `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> ((loss, state), grads)`,
+        called like `jax.value_and_grad(..., has_aux=True)`, where
+
+        * `state` is a pytree of `[B, …]`, `xs` and `targets` of `[T, B, …]`;
+        * `mask` are weights of the losses, `[T]` or `[T, B]`; where one is 0, output and target do not matter,
+          NaN included;
+        * `reset` are booleans, `[T]` or `[T, B]`: where true, the state is put back before that step, to zeros or to
+          `reset_state`, a constant like the state, and no credit crosses (PRNG keys go on without a `reset_state`);
+        * the state returned is that after the last step, and `grads` what `argnums` asks for, or a tuple of such.
+
+        It is a pure function and not jitted: wrap it, or the training step around it, in `jax.jit`. There a batch that
+        is divided among devices, along an automatic axis of a mesh, stays so (on CPU but for the gradients of weights).
+
+    Raises:
+        TypeError, ValueError: when built, for an option, and when called, for an argument, that is not of this form.
+
+    Source:
+        P. J. Werbos, "Backpropagation through time: what it does and how to do it", 1990;
+        R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural networks", 2013, for the
+        immediate partial derivative; T. Chen, B. Xu, C. Zhang and C. Guestrin, "Training deep nets with sublinear
+        memory cost", 2016, for `save="boundaries"`.
+    """
+    chosen = check_argnums(argnums)
+    step = step_of(model)
+    check_options(loss, reduction, burn_in, save, window=window)
+
+    @over_sequences(step, loss, argnums=chosen, burn_in=burn_in)
+    def gradient(call: Call) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+        scheduled = schedule.exact(call.steps, burn_in)
+        return value_and_gradient(call, scheduled, argnums, reduction=reduction, window=window, save=save)
+
+    return gradient
+
+
+def state_gradients(
+    model: Model,
+    loss: Loss,
+    *,
+    reduction: Reduction = "sum",
+    window: int | None = None,
+    save: Save | None = None,
+    burn_in: int = 0,
+) -> OverSequences[PyTree]:
+    """δ_t = ∂L/∂h_t for every t: how much the whole loss changes with the state after each step.
+
+        δ_t = (∂ŷ_t/∂h_t)ᵀ ∂ℓ_t/∂ŷ_t + (∂h_{t+1}/∂h_t)ᵀ δ_{t+1},    δ_{T+1} = 0
+
+    ŷ_t counts as a function of h_t wherever the step computes it from the very values that it returns as the state.
+
+    Args:
+        model, loss, reduction, window, save, burn_in: as for `bptt`.
+
+    Returns:
+        `deltas(params, state, xs, targets, mask=None, reset=None, reset_state=None)`, of the arguments of the function
+        that `bptt` returns. It returns a pytree of the structure of the state, with leaves of `[T, B, …]`: entry t is
+        with respect to the state after step t, counted from 0; in the burn-in it is zero but for the last step. Leaves
+        without a derivative (integers, keys) are zeros of dtype `float0`, as in `jax.vjp`.
+
+    Raises:
+        TypeError, ValueError: as `bptt`.
+
+    Source:
+        P. J. Werbos, "Backpropagation through time: what it does and how to do it", 1990.
+    """
+    step = step_of(model)
+    check_options(loss, reduction, burn_in, save, window=window)
+
+    @over_sequences(step, loss, burn_in=burn_in)
+    def deltas(call: Call) -> PyTree:
+        scheduled = schedule.exact(call.steps, burn_in)
+        _, _, got = backpropagate(call, scheduled, reduction=reduction, window=window, save=save, deltas=True)
+        after = got.deltas
+        if burn_in:  # that of its last state is δ at the start
+            after = [
+                d if d is None else jnp.concatenate([jnp.zeros((burn_in - 1, *s.shape), d.dtype), s[None], d])
+                for s, d in zip(got.start_bar, after, strict=True)
+            ]
+        states = jax.tree.map(lambda a: jax.ShapeDtypeStruct((call.steps, *a.shape), a.dtype), call.state)
+        return unflatten_like(states, after)
+
+    return deltas
