@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def benchmark(*options):
+def benchmark(*options, module="tests.benchmarks"):
     return subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks", *options],
+        [sys.executable, "-m", module, *options],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -46,3 +46,18 @@ def test_unknown_options_are_named(options, message, tmp_path):
     assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_a_checkout_beside_itself(tmp_path):
+    options = "--quick", "--cells", "elman", "--repeats", "1", "--compilations", "1"
+    done = benchmark(str(ROOT), *options, module="tests.benchmarks.checkouts")
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()[1:]
+    assert len(rows) == 4  # exact, truncated, and a reset or none
+    for row in rows:
+        _, memory, _ = map(float, row.split("   ")[-2].split()[-3:])
+        assert memory == 1
+    (tmp_path / "empty").mkdir()
+    done = benchmark(str(tmp_path / "empty"), module="tests.benchmarks.checkouts")
+    assert done.returncode == 2
+    assert "other: found no package jax_bptt" in done.stderr

@@ -136,7 +136,7 @@ def training(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
         k, optimizer = 16, optax.sgd(1e-4)
         begin = jb.training.init(params, optimizer, state)
         gradient = jb.bptt(task.cell, jb.losses.squared_error)
-        epoch = jax.jit(jb.training.train_online(task.cell, jb.losses.squared_error, optimizer, k, k))
+        epoch = jax.jit(jb.training.train_online(task.cell, jb.losses.squared_error, optimizer, k, k).update)
         one = jax.jit(jb.training.train_step(gradient, optimizer))
         chunks = [(xs[i : i + k], targets[i : i + k]) for i in range(0, shape.T, k)]
 
