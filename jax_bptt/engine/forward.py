@@ -64,9 +64,9 @@ def run_forward(
 
     def window(carry: Any, of_window: Any, _: None, size: int) -> tuple[Any, Any]:
         (start, saved, offset), (inputs, times) = carry, of_window
-        here, buffers = (
-            (0, allocate(recurrence, size, "states" if emit else save)) if saved is None else (offset, saved)
-        )
+        here, buffers = offset, saved
+        if buffers is None:  # nothing is kept: the window's steps are written by themselves
+            here, buffers = 0, allocate(recurrence, size, "states" if emit else save)
         end, buffers = run_window(recurrence, start, inputs, buffers, here, size, effects=True)
         emitted = None
         if emit is not None:
@@ -161,9 +161,9 @@ def state_after(
         return start
     inputs, saved = jax.tree.map(lambda a: a[steps - rest : steps], (inputs, checkpoints.trajectory))
     if saved is None:
-        return run_window(recurrence, start, inputs, allocate(recurrence, rest, "boundaries"), 0, rest, effects=False)[
-            0
-        ]
+        nowhere = allocate(recurrence, rest, "boundaries")
+        end, _ = run_window(recurrence, start, inputs, nowhere, 0, rest, effects=False)
+        return end
     return jax.tree.map(lambda a: a[-1], states_of(recurrence, start, saved, inputs, rest))
 
 
