@@ -13,7 +13,7 @@ window, whose rows are its steps of all examples, `[W, B]`. Arrays have time fir
 Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is the idea. The rooms:
 
     exact, truncated   the gradient functions: `bptt`, `state_gradients`; `truncated_bptt`
-    recurrence         `unroll`, a recurrence inside a larger model
+    recurrence         `scan`, which takes the place of `lax.scan`; `unroll`, the same of a step of one example
     reference          the same gradients by `jax.grad`
     model              the vocabulary: step, loss, cell, gradient function, options
     cells, losses      ready-made models and losses
@@ -28,7 +28,7 @@ Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is
 from jax_bptt import batching, cells, diagnostics, losses, reference, training
 from jax_bptt.exact import bptt, state_gradients
 from jax_bptt.model import Cell
-from jax_bptt.recurrence import unroll
+from jax_bptt.recurrence import scan, unroll
 from jax_bptt.truncated import truncated_bptt
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "diagnostics",
     "losses",
     "reference",
+    "scan",
     "state_gradients",
     "training",
     "truncated_bptt",

@@ -52,12 +52,14 @@ def bptt(
             through them the state.
 
     Returns:
-        `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> ((loss, state), grads)`,
-        called like `jax.value_and_grad(..., has_aux=True)`, where
+        `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None, length=None)`, which returns
+        `((loss, state), grads)`, called like `jax.value_and_grad(..., has_aux=True)`, where
 
-        * `state` is a pytree of `[B, …]`, `xs` and `targets` of `[T, B, …]`;
-        * `mask` are weights of the losses, `[T]` or `[T, B]`; where one is 0, output and target do not matter,
-          NaN included;
+        * `state` is a pytree of `[B, …]`, `xs` and `targets` of `[T, B, …]`, or None where the step, or the loss, has
+          none; T is told by `length` where neither is there;
+        * `mask` are weights of the losses, `[T]` or `[T, B]`; where one is 0, output and target do not matter, nor what
+          readout and loss make of that step, NaN and infinite derivatives included (the state goes on through it: a NaN
+          among the inputs of a masked step is in all states after it);
         * `reset` are booleans, `[T]` or `[T, B]`: where true, the state is put back before that step, to zeros or to
           `reset_state`, a constant like the state, and no credit crosses (PRNG keys go on without a `reset_state`);
         * the state returned is that after the last step, and `grads` what `argnums` asks for, or a tuple of such.
@@ -76,12 +78,12 @@ def bptt(
     """
     chosen = check_argnums(argnums)
     step = step_of(model)
-    check_options(loss, reduction, burn_in, save, window=window)
+    burn_in, asked = check_options(loss, reduction, burn_in, save, window=window)
 
     @over_sequences(step, loss, argnums=chosen, burn_in=burn_in)
     def gradient(call: Call) -> tuple[tuple[jax.Array, PyTree], PyTree]:
         scheduled = schedule.exact(call.steps, burn_in)
-        return value_and_gradient(call, scheduled, argnums, reduction=reduction, window=window, save=save)
+        return value_and_gradient(call, scheduled, argnums, reduction=reduction, **asked)
 
     return gradient
 
@@ -105,10 +107,10 @@ def state_gradients(
         model, loss, reduction, window, save, burn_in: as for `bptt`.
 
     Returns:
-        `deltas(params, state, xs, targets, mask=None, reset=None, reset_state=None)`, of the arguments of the function
-        that `bptt` returns. It returns a pytree of the structure of the state, with leaves of `[T, B, …]`: entry t is
-        with respect to the state after step t, counted from 0; in the burn-in it is zero but for the last step. Leaves
-        without a derivative (integers, keys) are zeros of dtype `float0`, as in `jax.vjp`.
+        `deltas(params, state, xs, targets, mask=None, reset=None, reset_state=None, length=None)`, of the arguments of
+        the function that `bptt` returns. It returns a pytree of the structure of the state, with leaves of
+        `[T, B, …]`: entry t is with respect to the state after step t, counted from 0; in the burn-in it is zero but
+        for the last step. Leaves without a derivative (integers, keys) are zeros of dtype `float0`, as in `jax.vjp`.
 
     Raises:
         TypeError, ValueError: as `bptt`.
@@ -117,12 +119,12 @@ def state_gradients(
         P. J. Werbos, "Backpropagation through time: what it does and how to do it", 1990.
     """
     step = step_of(model)
-    check_options(loss, reduction, burn_in, save, window=window)
+    burn_in, asked = check_options(loss, reduction, burn_in, save, window=window)
 
     @over_sequences(step, loss, burn_in=burn_in)
     def deltas(call: Call) -> PyTree:
         scheduled = schedule.exact(call.steps, burn_in)
-        _, _, got = backpropagate(call, scheduled, reduction=reduction, window=window, save=save, deltas=True)
+        _, _, got = backpropagate(call, scheduled, reduction=reduction, deltas=True, **asked)
         after = got.deltas
         if burn_in:  # that of its last state is δ at the start
             after = [

@@ -50,27 +50,29 @@ class OverSequences(Protocol[Result]):
         self,
         params: PyTree,
         state: PyTree,
-        xs: PyTree,
-        targets: PyTree,
+        xs: PyTree = None,
+        targets: PyTree = None,
         mask: jax.typing.ArrayLike | None = None,
         reset: jax.typing.ArrayLike | None = None,
         reset_state: PyTree = None,
+        length: int | None = None,
     ) -> Result:
         """Run it.
 
         Args:
             params: the model's.
             state: the state to begin with, `[B, …]`.
-            xs, targets: inputs and targets, `[T, B, …]`.
+            xs, targets: inputs and targets, `[T, B, …]`; None where the step, or the loss, has none.
             mask: weights of the losses, `[T]` or `[T, B]`.
             reset: where the state is put back before a step, booleans of `[T]` or `[T, B]`.
             reset_state: to what it is put back, `[B, …]`; zeros where None.
+            length: T, where neither xs nor targets tell.
         """
         ...
 
 
 GradientFunction = OverSequences[tuple[tuple[jax.Array, PyTree], PyTree]]
-"""`(loss, state), grads = gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None)`."""
+"""`(loss, state), grads = gradient(params, state, xs, targets, mask, reset, reset_state, length)`."""
 
 
 def step_of(model: Model) -> Step:

@@ -1,6 +1,7 @@
-"""`lax.scan` for recurrent models, with the library's backward pass: recurrences inside larger models.
+"""Recurrences inside larger models: `lax.scan`, with the library's backward pass.
 
-A `jax.custom_vjp` around the forward and reverse passes: the cotangents of the outputs take the place that those of the
+`scan` takes the place of `lax.scan`, word for word; `unroll` runs a step of one example over a batch. Either is a
+`jax.custom_vjp` around the forward and reverse passes: the cotangents of the outputs take the place that those of the
 losses have in the gradient functions, and the cotangent of the last state is where δ begins.
 """
 
@@ -9,25 +10,112 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from jax_bptt.checks.arguments import Arguments, check_call
-from jax_bptt.checks.options import check_computation, check_if_truncated
+from jax_bptt.checks.arguments import Arguments, check_automatic, check_call
+from jax_bptt.checks.options import check_computation, check_count, check_if_truncated
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call, Objective, Recurrence, flatten_call, unflatten_like, unflatten_state
-from jax_bptt.engine.forward import Checkpoints, Rows, read_rows, run_forward
-from jax_bptt.engine.leaves import Leaves
-from jax_bptt.engine.passes import run_reverse
-from jax_bptt.engine.plan import Asked, Plan, choose_plan
-from jax_bptt.engine.windows import join, vmap_leading, without_leading
+from jax_bptt.engine.flatten import (
+    Call,
+    Objective,
+    Wanted,
+    arrays_of,
+    close_step,
+    flatten_call,
+    unflatten_state,
+    vary_data,
+)
+from jax_bptt.engine.forward import Rows, read_rows, run_forward
+from jax_bptt.engine.leaves import Leaves, sum_like
+from jax_bptt.engine.passes import plan_of, run_reverse
+from jax_bptt.engine.plan import Asked
+from jax_bptt.engine.windows import join, vmap_leading
 from jax_bptt.model import Model, PyTree, Save, step_of
+
+
+def scan(
+    f: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    init: PyTree,
+    xs: PyTree = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool | None = None,
+    *,
+    k1: int | None = None,
+    k2: int | None = None,
+    save: Save | None = None,
+    window: int | None = None,
+) -> tuple[PyTree, PyTree]:
+    """`jax.lax.scan`, whose derivative is BPTT, exact or truncated, by the library's reverse scan.
+
+        c_t, y_t = f(c_{t−1}, x_t),    t = 1 … T
+
+    It takes the place of `jax.lax.scan`: the same arguments in the same order, of the same meaning, with the same
+    results and errors. `f` is written for one example, for a batch or for anything else, and its products with weights
+    are found in it. Without k1 and k2 its gradient is exact, with respect to `init`, `xs` and all that `f` closes over.
+    With them the cotangent of y_t travels back as a loss at t does in `truncated_bptt` with `losses="newest"`, and the
+    cotangent of the last carry to the start of the last window.
+
+    Reverse mode, any number of times, and forward mode over it (`jax.hessian`, `jax.jvp` of `jax.grad`); forward mode
+    alone (`jax.jvp`, `jax.jacfwd`) raises JAX's error for a `custom_vjp`: there, use `lax.scan`.
+
+    Args:
+        f: `f(carry, x) -> (carry, y)`.
+        init: the carry to begin with, any pytree.
+        xs: what it is run over, a pytree of `[T, …]`; None where there is nothing.
+        length: T, where xs does not tell.
+        reverse: whether to run from the last x to the first; ys are in the order of xs.
+        unroll: time steps in one body of the compiled loops; True for all steps of a window.
+        k1, k2: steps from one window's end to the next, and steps that a window reaches back over; both or neither.
+        save, window: as for `bptt`.
+
+    Returns:
+        The last carry, and the ys, a pytree of `[T, …]`.
+
+    Raises:
+        TypeError, ValueError: as `lax.scan`, and for an option that is not of this form.
+
+    Source:
+        As `bptt` and `truncated_bptt`.
+    """
+    truncation = check_if_truncated(k1, k2)
+    asked = check_computation(save, window=window)
+    unroll = 1 if unroll is None else unroll if isinstance(unroll, bool) else check_count("unroll", unroll)
+    # What is wrong with the arguments is for lax.scan to say, and what the carry's dtypes are where some are weak.
+    last, _ = jax.eval_shape(lambda: jax.lax.scan(f, init, xs, length, reverse))
+    init = jax.tree.map(lambda a, like: _as(jnp.asarray(a), like.dtype), init, last)
+    xs = jax.tree.map(jnp.asarray, xs)
+    steps: Any = next((leaf.shape[0] for leaf in jax.tree.leaves(xs)), length)
+    if steps == 0:
+        return jax.lax.scan(f, init, xs, length, reverse)
+    for name, tree in (("init", init), ("xs", xs)):
+        check_automatic(name, tree)
+
+    def in_order(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: jnp.flip(a, 0), tree) if reverse else tree
+
+    nothing = dict.fromkeys(("loss", "params", "targets", "mask", "reset", "reset_state", "loss_dtype"))
+    of_params = lambda _, carry, x: f(carry, x)  # noqa: E731
+    call = Call(step=of_params, state=init, xs=in_order(xs), steps=steps, batch=(), unroll=unroll, **nothing)
+    call = vary_data(call)
+    step, constants = close_step(call)
+    call = call._replace(step=lambda params, carry, x: step(params, None, carry, x), params=constants)
+    carry, ys = _run(call, truncation, asked)
+    return carry, in_order(ys)
+
+
+def _as(a: jax.Array, dtype: Any) -> jax.Array:
+    return a if a.dtype == dtype else a.astype(dtype)
 
 
 def unroll(
     model: Model,
     params: PyTree,
     state: PyTree,
-    xs: PyTree,
+    xs: PyTree = None,
     *,
+    length: int | None = None,
+    reverse: bool = False,
     k1: int | None = None,
     k2: int | None = None,
     reset: Any = None,
@@ -36,21 +124,21 @@ def unroll(
     save: Save | None = None,
     parallel: int | None = None,
 ) -> tuple[PyTree, PyTree]:
-    """Run a model over a sequence; its derivative is BPTT, exact or truncated, by the library's reverse scan.
+    """Run a model over a batch of sequences; its derivative is BPTT, exact or truncated, by the library's reverse scan.
 
         h_t, ŷ_t = step(θ, h_{t−1}, x_t),    t = 1 … T
 
-    A replacement for `lax.scan` over a batched step, under any loss and inside any model. Without k1 and k2 its
-    gradient is exact. With them the cotangent of the output at step t travels back as a loss at t does in
-    `truncated_bptt` with `losses="newest"`, and the cotangent of the last state to the start of the last window.
+    `scan` of a step of one example, over a batch, under any loss and inside any model. Without k1 and k2 its gradient
+    is exact. With them the cotangent of the output at step t travels back as a loss at t does in `truncated_bptt` with
+    `losses="newest"`, and the cotangent of the last state to the start of the last window.
 
-    It is differentiable with respect to params, state, xs, `reset_state` and what the step closes over, in reverse
-    mode: forward mode (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) raises JAX's error for a `custom_vjp`; there, use
-    `lax.scan` over `jax.vmap(step, (None, 0, 0))`.
+    It is differentiable with respect to params, state, xs, `reset_state` and what the step closes over, as `scan` is.
 
     Args:
         model: `step(params, state, x) -> (state, output)` of one example, or a `Cell`.
-        params, state, xs: what it is run with; `state` of `[B, …]`, `xs` of `[T, B, …]`.
+        params, state, xs: what it is run with; `state` of `[B, …]`, `xs` of `[T, B, …]` or None.
+        length: T, where xs does not tell.
+        reverse: whether to run from the last x to the first; outputs, and resets, are in the order of xs.
         k1, k2: steps from one window's end to the next, and steps that a window reaches back over; both or neither.
         reset, reset_state: as in the call of what `bptt` returns, but that the gradient reaches `reset_state`.
         window: steps in one window of exact BPTT, as for `bptt`.
@@ -67,75 +155,90 @@ def unroll(
         As `bptt` and `truncated_bptt`.
     """
     truncation = check_if_truncated(k1, k2)
-    check_computation(save, window=window, parallel=parallel)
-    call = check_call(step_of(model), None, Arguments(params, state, xs, reset=reset, reset_state=reset_state))
-    scheduled = schedule.truncated(call.steps, *truncation) if truncation else schedule.exact(call.steps)
+    asked = check_computation(save, window=window, parallel=parallel)
+    arguments = Arguments(params, state, xs, reset=reset, reset_state=reset_state, length=length)
+    call = check_call(step_of(model), None, arguments)
 
-    # What the step closes over becomes an argument, so that a gradient with respect to it is possible. The passes close
-    # over sizes alone: to close over arguments would keep tracers alive.
-    examples = call.params, without_leading(call.state, 1), without_leading(call.xs, 2)
-    pure, constants = jax.closure_convert(call.step, *examples)
-    constants = [jnp.asarray(c) for c in constants]  # a Python number that is differentiated is a scalar from here on
-    sizes = call._replace(
-        step=lambda params, state, x: pure(params[0], state, x, *params[1]), **dict.fromkeys(Arguments._fields)
+    def in_order(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: jnp.flip(a, 0), tree) if reverse else tree
+
+    call = vary_data(call)
+    step, constants = close_step(call)
+    call = call._replace(
+        step=lambda params, state, x: step(params[1], params[0], state, x),
+        params=(call.params, constants),
+        xs=in_order(call.xs),
+        reset=in_order(call.reset),
     )
-    run = _with_passes(sizes, scheduled, Asked(window=window, save=save, lanes=parallel))
-    given = Arguments((call.params, constants), call.state, call.xs, reset=call.reset, reset_state=call.reset_state)
+    last, outputs = _run(call, truncation, asked)
+    return last, in_order(outputs)
+
+
+def _run(call: Call, truncation: tuple | None, asked: Asked) -> tuple[PyTree, PyTree]:
+    """State and outputs of a call, whose step closes over nothing; derived by the reverse pass."""
+    scheduled = schedule.truncated(call.steps, *truncation) if truncation else schedule.exact(call.steps)
+    given, sizes = arrays_of(call)
+
+    @jax.custom_vjp
+    def run(given: dict[str, PyTree]) -> tuple[PyTree, PyTree]:
+        return forwards(given, derive=False)[0]
+
+    def forwards(given: dict[str, PyTree], *, derive: bool) -> Any:
+        call = sizes._replace(**given)
+        flat = flatten_call(call, derive=derive)
+        plan = plan_of(flat.recurrence, scheduled, **asked)
+
+        def read(rows: Rows, _: None) -> PyTree:
+            return read_rows(flat.recurrence, rows)
+
+        save = plan.save if derive else "boundaries"
+        run = run_forward(flat.recurrence, flat.state, flat.inputs, plan.windows, save, emit=read)
+        end, checkpoints, outputs = run
+        return (unflatten_state(call, end), join(outputs)), checkpoints
+
+    def forwards_to_derive(given: dict[str, PyTree]) -> Any:
+        leaves, structure = jax.tree.flatten(given, is_leaf=lambda leaf: isinstance(leaf, CustomVJPPrimal))
+        given = jax.tree.unflatten(structure, [leaf.value for leaf in leaves])
+        wanted = tuple(() if leaf.perturbed else None for leaf in leaves)  # told by structure, without arrays
+        made, checkpoints = forwards(given, derive=True)
+        return made, (given, wanted, checkpoints)
+
+    def backwards(saved: Any, cotangents: tuple[PyTree, PyTree]) -> tuple[dict[str, PyTree]]:
+        given, wanted, checkpoints = saved
+        wrt = jax.tree.unflatten(jax.tree.structure(given), [leaf is not None for leaf in wanted])
+        flat = flatten_call(sizes._replace(**given), Wanted(*(jax.tree.leaves(wrt[name]) for name in Wanted._fields)))
+        state_bar, outputs_bar = map(_present, cotangents)
+        state_bar += [None] * len(flat.recurrence.parts.once)
+        objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), tuple(c is not None for c in outputs_bar))
+        plan = plan_of(flat.recurrence, scheduled, **asked)
+        got = run_reverse(flat, checkpoints, objective, state_bar, scheduled, plan)
+        of_params = flat.pull_weights(got.weights_bar)
+        bars = {"state": got.start_bar, "xs": got.xs_bar, "reset_state": got.reset_bar}
+        bars = {name: _like(given[name], bar) for name, bar in bars.items()}
+        return (dict.fromkeys(given) | {"params": of_params} | bars,)
+
+    run.defvjp(forwards_to_derive, backwards, symbolic_zeros=True)
     return run(given)
 
 
-def _with_passes(
-    sizes: Call, scheduled: schedule.Schedule, asked: Asked
-) -> Callable[[Arguments], tuple[PyTree, PyTree]]:
-    """State and outputs of the arguments that a call lacks; derived by the reverse pass."""
-
-    def plan_of(recurrence: Recurrence) -> Plan:
-        return choose_plan(scheduled, sizes.batch, recurrence.pullback.recomputation, **asked)
-
-    @jax.custom_vjp
-    def run(given: Arguments) -> tuple[PyTree, PyTree]:
-        return forwards(given)[0]
-
-    def forwards(given: Arguments) -> tuple[tuple[PyTree, PyTree], tuple[Arguments, Checkpoints]]:
-        call = sizes._replace(**given._asdict())
-        flat = flatten_call(call)
-        recurrence, plan = flat.recurrence, plan_of(flat.recurrence)
-
-        def read(rows: Rows, _: None) -> PyTree:
-            return read_rows(recurrence, rows)
-
-        passed = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save, emit=read)
-        end, checkpoints, outputs = passed
-        return (unflatten_state(call, end), join(outputs)), (given, checkpoints)
-
-    def backwards(saved: tuple[Arguments, Checkpoints], cotangents: tuple[PyTree, PyTree]) -> tuple[Arguments]:
-        given, checkpoints = saved
-        flat = flatten_call(sizes._replace(**given._asdict()), (0, 2), wrt_reset_state=True)
-        state_bar, outputs_bar = map(_present, cotangents)
-        objective = Objective(_pull_given, outputs_bar, None, jnp.float32)
-        got = run_reverse(flat, checkpoints, objective, state_bar, scheduled, plan_of(flat.recurrence))
-        return (
-            Arguments(
-                flat.pull_weights(got.weights_bar),
-                unflatten_like(given.state, got.start_bar),
-                unflatten_like(given.xs, got.xs_bar),
-                reset=unflatten_like(given.reset, [None] * (given.reset is not None)),
-                reset_state=unflatten_like(given.reset_state, [] if given.reset_state is None else got.reset_bar),
-            ),
-        )
-
-    run.defvjp(forwards, backwards)
-    return run
-
-
-def _pull_given(outputs: PyTree, cotangents: Leaves, mask: jax.Array | None, axes: int) -> tuple[jax.Array, Leaves]:
+def _pull_given(
+    outputs: PyTree, cotangents: Leaves, mask: jax.Array | None, axes: tuple[int, ...]
+) -> tuple[jax.Array, Leaves]:
     """Cotangents of outputs that are given, instead of those of losses, of which there are none."""
     if mask is not None:
-        keep = vmap_leading(lambda m, c: jnp.where(m != 0, c, jnp.zeros_like(c)), 0, [None] * axes)
+        keep = vmap_leading(lambda m, c: jnp.where(m != 0, c, jnp.zeros_like(c)), 0, axes)
         cotangents = jax.tree.map(lambda c: keep(mask, c), cotangents)
-    return jnp.zeros((), jnp.float32), cotangents
+    return jnp.zeros(()), cotangents
+
+
+def _like(tree: PyTree, leaves: Leaves) -> PyTree:
+    """Cotangents, the first ones, in the structure of a tree; None is zero."""
+    old, structure = jax.tree.flatten(tree)
+    pairs = zip(leaves[: len(old)], old, strict=True)
+    return jax.tree.unflatten(structure, [bar if bar is None else sum_like(bar, leaf) for bar, leaf in pairs])
 
 
 def _present(tree: PyTree) -> Leaves:
-    """The leaves, with None for the zeros of what has no derivative."""
-    return [None if leaf.dtype == jax.dtypes.float0 else leaf for leaf in jax.tree.leaves(tree)]
+    """The leaves, with None for those that are zero, of what has no derivative or is not used."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
+    return [None if isinstance(leaf, SymbolicZero) or leaf.dtype == jax.dtypes.float0 else leaf for leaf in leaves]

@@ -98,7 +98,7 @@ def init(params: PyTree, optimizer: optax.GradientTransformation, carry: PyTree)
         TypeError: if the optimiser is not one of optax.
     """
     _check_optimizer(optimizer)
-    params, carry = jax.tree.map(lambda a: jnp.array(a, copy=True), (params, carry))
+    params, carry = jax.tree.map(lambda a: jnp.array(a, copy=True), (arrays("params", params), arrays("carry", carry)))
     return TrainState(params, optimizer.init(params), carry, jnp.zeros((), jnp.int32))
 
 
@@ -135,6 +135,12 @@ def train_step(
             raise TypeError("train_state.carry: found a Stream, which is for train_online, expected a recurrent state")
         given = {name: value for name, value in (("mask", mask), ("reset", reset)) if value is not None}
         (loss, carry), grads = gradient(train_state.params, train_state.carry, xs, targets, **given)
+        found, expected = jax.tree.structure(grads), jax.tree.structure(train_state.params)
+        if found != expected:
+            raise TypeError(
+                f"gradient: found one that returns a gradient of structure {found}, expected {expected} as in the "
+                "params: build it with argnums=0"
+            )
         return _updated(optimizer, skip_nonfinite, train_state, loss, carry, grads)
 
     return update
@@ -200,7 +206,7 @@ def train_online(
     """
     _check_optimizer(optimizer)
     step = step_of(model)
-    check_options(loss, reduction, burn_in, save)
+    burn_in, _ = check_options(loss, reduction, burn_in, save)
     k1, k2, _ = check_truncation(k1, k2, losses)
     kept = max(0, k2 + burn_in - k1)
     counted = np.arange(kept + k1) >= {"newest": kept, "all": 0, "last": kept + k1 - 1}[losses]
@@ -219,13 +225,13 @@ def train_online(
             raise ValueError(f"xs: found {call.steps} time steps, expected a multiple of k1 = {k1}, one update each")
 
         def window(old: TrainState, new: Steps) -> tuple[TrainState, Metrics]:
-            steps, live = (_joined(old.carry, new, (k1, call.batch)) if kept else new), jnp.ones(kept + k1, bool)
+            steps, live = (_joined(old.carry, new, (k1, *call.batch)) if kept else new), jnp.ones(kept + k1, bool)
             of_window = call._replace(params=old.params, state=old.carry, steps=kept + k1, **steps._asdict())
             if kept:
                 live = jnp.arange(kept + k1) >= kept - old.carry.read
                 of_window = _while_live(of_window, old.carry.state, live, kept)
             if kept or not counted.all():
-                mask = jnp.ones((kept + k1, call.batch), call.loss_dtype) if steps.mask is None else steps.mask
+                mask = jnp.ones((kept + k1, *call.batch), call.loss_dtype) if steps.mask is None else steps.mask
                 mask = jnp.where((live & counted)[:, None], mask, 0).astype(call.loss_dtype)
                 of_window = of_window._replace(mask=mask)
             (value, carry), grads = value_and_gradient(of_window, scheduled, reduction=reduction, save=save)
@@ -241,7 +247,7 @@ def train_online(
     return Online(begin, update)
 
 
-def _joined(stream: Stream, new: Steps, shape: tuple[int, int]) -> Steps:
+def _joined(stream: Stream, new: Steps, shape: tuple[int, ...]) -> Steps:
     """The steps kept of a stream and after them the new ones, `[k1, B, …]`."""
     mask = jnp.ones(shape) if new.mask is None else new.mask.astype(float)
     new = new._replace(mask=mask, reset=jnp.zeros(shape, bool) if new.reset is None else new.reset)
@@ -257,7 +263,7 @@ def _while_live(call: Call, state: PyTree, live: jax.Array, kept: int) -> Call:
         return jax.tree.map(lambda a, b: jnp.where(live, a, b), after, state), output
 
     xs = jax.tree.map(lambda x: jax.vmap(jnp.where, in_axes=(0, 0, None))(live, x, x[kept]), call.xs)
-    return call._replace(step=step, state=state, xs=(xs, jnp.broadcast_to(live[:, None], (call.steps, call.batch))))
+    return call._replace(step=step, state=state, xs=(xs, jnp.broadcast_to(live[:, None], (call.steps, *call.batch))))
 
 
 def evaluate(
@@ -282,20 +288,21 @@ def evaluate(
         TypeError, ValueError: when built, for an option, and when called, for an argument, that is not of this form.
     """
     step = step_of(model)
-    check_options(loss, reduction, 0, window=window)
+    window = check_options(loss, reduction, 0, window=window)[1]["window"]
 
     @over_sequences(step, loss)
     def evaluated(call: Call) -> tuple[jax.Array, PyTree]:
-        flat, scheduled = flatten_call(call), schedule.exact(call.steps)
-        recurrence, objective = flat.recurrence, objective_of(call, reduction, scheduled)
+        flat, scheduled = flatten_call(call, derive=False), schedule.exact(call.steps)
+        recurrence, objective = flat.recurrence, objective_of(call, reduction, scheduled, derive=False)
 
         def losses(rows: Rows, of_window: tuple[PyTree, jax.Array | None]) -> jax.Array:
-            return objective.pull(read_rows(recurrence, rows), *of_window, 2)[0].sum()
+            axes = (rows.inputs.steps, *call.batch)
+            return objective.pull(read_rows(recurrence, rows), *of_window, axes)[0].sum()
 
-        windows, timed = choose_windows(call.steps, call.batch, window=window), (objective.targets, objective.mask)
+        windows, timed = choose_windows(call.steps, recurrence.rows, window=window), (objective.targets, objective.mask)
         run = run_forward(recurrence, flat.state, flat.inputs, windows, "boundaries", emit=losses, timed=timed)
         end, _, by_window = run
-        total = sum((losses.sum() for losses in by_window if losses is not None), jnp.zeros((), objective.dtype))
+        total = sum((losses.sum() for losses in by_window if losses is not None), objective.zero)
         return total.astype(call.loss_dtype), unflatten_state(call, end)
 
     return evaluated
@@ -310,7 +317,10 @@ def _updated(
     grads: PyTree,
 ) -> tuple[TrainState, Metrics]:
     """One step of the optimiser, and what there is to tell of it."""
-    updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
+    # The gradient of a real loss with respect to z = a + ib is ∂/∂a − i ∂/∂b as JAX has it: of steepest ascent is its
+    # conjugate, to which optax does nothing.
+    uphill = jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
+    updates, opt_state = optimizer.update(uphill, old.opt_state, old.params)
     params = optax.apply_updates(old.params, updates)
     finite = _all_finite((loss, grads, updates))
     skipped, update_norm = jnp.zeros((), jnp.int32), optax.tree.norm(updates)

@@ -5,14 +5,18 @@ the exact gradient of its losses from there. The truncated gradient is the sum o
 with all windows of a group side by side, of the same pieces as exact BPTT.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
+from jax_bptt import reference
 from jax_bptt.checks.arguments import over_sequences
 from jax_bptt.checks.options import check_argnums, check_options, check_truncation
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.flatten import Call, arrays_of, close_loss, close_step
+from jax_bptt.engine.leaves import Leaves
 from jax_bptt.engine.passes import value_and_gradient
 from jax_bptt.model import GradientFunction, Loss, Losses, Model, PyTree, Reduction, Save, step_of
 
@@ -76,12 +80,40 @@ def truncated_bptt(
     """
     chosen = check_argnums(argnums)
     step = step_of(model)
-    check_options(loss, reduction, burn_in, save, parallel=parallel)
+    burn_in, asked = check_options(loss, reduction, burn_in, save, parallel=parallel)
     k1, k2, context = check_truncation(k1, k2, losses, context)
+    several = {"losses": losses, "argnums": argnums, "reduction": reduction, "burn_in": burn_in, "context": context}
+    by_windows = functools.partial(reference.sum_of_windows, k1=k1, k2=k2, **several)
 
     @over_sequences(step, loss, argnums=chosen, burn_in=burn_in, context=context)
     def gradient(call: Call) -> tuple[tuple[jax.Array, PyTree], PyTree]:
-        scheduled = schedule.truncated(call.steps, k1, k2, losses, burn_in, context)
-        return value_and_gradient(call, scheduled, argnums, reduction=reduction, save=save, lanes=parallel)
+        def side_by_side(call: Call) -> tuple[tuple[jax.Array, PyTree], PyTree]:
+            scheduled = schedule.truncated(call.steps, k1, k2, losses, burn_in, context)
+            return value_and_gradient(call, scheduled, argnums, reduction=reduction, **asked)
+
+        return _derived_as(by_windows, side_by_side, call)
 
     return gradient
+
+
+def _derived_as(other: Callable[[Call], PyTree], function: Callable[[Call], PyTree], call: Call) -> PyTree:
+    """`function(call)`, whose derivatives are those of `other(call)`, which returns the same.
+
+    Windows that overlap share their states, which are those of the whole sequence; as functions of the params they are
+    not the same, since each window begins with a constant.
+    """
+    (step, of_step), (loss, of_loss), (given, sizes) = close_step(call), close_loss(call), arrays_of(call)
+
+    def called(run: Callable[[Call], PyTree], given: PyTree, of_step: Leaves, of_loss: Leaves) -> PyTree:
+        closed = {"step": functools.partial(step, of_step), "loss": functools.partial(loss, of_loss)}
+        return run(sizes._replace(**closed, **given))
+
+    @jax.custom_jvp
+    def run(*arguments: Any) -> PyTree:
+        return called(function, *arguments)
+
+    @run.defjvp
+    def push(primals: Any, tangents: Any) -> tuple[PyTree, PyTree]:
+        return run(*primals), jax.jvp(functools.partial(called, other), primals, tangents)[1]
+
+    return run(given, of_step, of_loss)

@@ -1,4 +1,7 @@
-"""Random steps: every gradient function against `jax.grad` on steps that hypothesis draws from `random_steps`."""
+"""Random steps: every gradient function against `jax.grad` on steps that hypothesis draws from `random_steps`.
+
+`scan` runs them in bodies of both kinds: written for a batch, and for one example.
+"""
 
 import functools
 import itertools
@@ -292,6 +295,43 @@ def test_unroll_equals_jax_grad(data):
     args = (params, state, xs, reset_state), (to_last, targets)
     ours, reference = (
         functools.partial(moving_value, functools.partial(by, case, options)) for by in (by_unroll, by_reference)
+    )
+    got = run(ours, *args)
+    check_close(case, (*got[0], got[1]), ((*want[0], want[1]) for want in by_jax(reference, *args)))
+
+
+def by_scan(case: Case, options: dict[str, Any], moving: Any, cotangents: Any) -> Any:
+    """A body that is written for a batch, or for one example, without an axis for it."""
+    params, state, xs, _ = moving
+    step = functools.partial(step_of(case.program), params)
+    if options["of_one"]:
+        of_state, of_xs = jax.tree.map(lambda a: a[0], state), jax.tree.map(lambda a: a[:, 0], xs)
+        last, outputs = jb.scan(step, of_state, of_xs, **options["of_unroll"])
+        last, outputs = jax.tree.map(lambda a: a[None], last), jax.tree.map(lambda a: a[:, None], outputs)
+    else:
+        last, outputs = jb.scan(jax.vmap(step), state, xs, **options["of_unroll"])
+    to_last, to_outputs = cotangents
+    return inner_product(outputs, to_outputs) + inner_product(last, to_last), last
+
+
+@hypothesis.given(st.data())
+@examples
+def test_scan_equals_jax_grad(data):
+    case = data.draw(cases(with_mask=False))
+    note(case)
+    case.call.clear()
+    of_scan = case.options | {"window": data.draw(st.sampled_from([None, 1, 2, 3, case.T + 1]))}
+    if data.draw(st.booleans()):
+        k1, k2 = data.draw(truncations(case.T))
+        of_scan = case.options | {"k1": k1, "k2": k2}
+    params, state, xs, targets = case.args
+    of_one = data.draw(st.booleans()) and targets[0].shape[1] == 1
+    options = {"of_unroll": of_scan | {"unroll": data.draw(st.sampled_from([None, 2, True]))}, "of_one": of_one}
+    rng = np.random.default_rng(0)
+    to_last = [rng.normal(size=leaf.shape) if is_number(leaf) else np.zeros(leaf.shape) for leaf in state]
+    args = (params, state, xs, {}), (to_last, targets)
+    ours, reference = (
+        functools.partial(moving_value, functools.partial(by, case, options)) for by in (by_scan, by_reference)
     )
     got = run(ours, *args)
     check_close(case, (*got[0], got[1]), ((*want[0], want[1]) for want in by_jax(reference, *args)))

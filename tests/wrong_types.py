@@ -17,7 +17,7 @@ def options(cell: jb.Cell) -> None:
 
 def calls(cell: jb.Cell, state: jax.Array, xs: jax.Array) -> None:
     gradient: GradientFunction = jb.bptt(cell, jb.losses.squared_error)
-    gradient(cell.init(jax.random.key(0)), state, xs)  # pyright: ignore[reportCallIssue]
+    gradient(cell.init(jax.random.key(0)))  # pyright: ignore[reportCallIssue]
     gradient({}, state, xs, xs, masks=None)  # pyright: ignore[reportCallIssue]
     (loss, _), _ = gradient({}, state, xs, xs)
     print(loss.nonexistent)  # pyright: ignore[reportAttributeAccessIssue]

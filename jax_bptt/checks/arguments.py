@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jax_bptt.checks.options import describe
+from jax_bptt.checks.options import check_count, describe
+from jax_bptt.engine import graph
 from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.windows import without_leading
 from jax_bptt.model import Loss, OverSequences, PyTree, Step
@@ -34,6 +35,7 @@ class Arguments(NamedTuple):
     mask: Any = None
     reset: Any = None
     reset_state: PyTree = None
+    length: Any = None
 
 
 def over_sequences(
@@ -47,8 +49,10 @@ def over_sequences(
     """
 
     def of_call(run: Callable[[Call], Result]) -> OverSequences[Result]:
-        def called(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> Result:
-            arguments = Arguments(params, state, xs, targets, mask, reset, reset_state)
+        def called(
+            params, state, xs=None, targets=None, mask=None, reset=None, reset_state=None, length=None
+        ) -> Result:
+            arguments = Arguments(params, state, xs, targets, mask, reset, reset_state, length)
             return run(check_call(step, loss, arguments, argnums=argnums, burn_in=burn_in, context=context))
 
         called.__name__ = run.__name__  # by which profilers and compiled programs know it
@@ -75,20 +79,24 @@ def check_call(
     named = ("params", "state", "xs", "targets")
     trees = {name: arrays(name, getattr(arguments, name)) for name in named}
     for name, tree in trees.items():
-        _check_automatic(name, tree)
+        check_automatic(name, tree)
     params, state, xs, targets = trees.values()
-    steps, batch = _check_axes(state, xs, targets)
+    steps, batch = _check_axes(state, xs, targets, arguments.length)
     for n in argnums:
         _check_differentiable(ARGUMENTS[n], trees[ARGUMENTS[n]])
     if burn_in >= steps:
-        raise ValueError(f"burn_in: found {burn_in}, expected less than the {steps} time steps of xs")
+        raise ValueError(f"burn_in: found {burn_in}, expected less than the {steps} time steps")
     if burn_in + context >= steps:
         raise ValueError(
-            f"context: found {context}, expected less than the {steps - burn_in} time steps of xs"
+            f"context: found {context}, expected less than the {steps - burn_in} time steps"
             + " after the burn-in" * bool(burn_in)
         )
     output = _check_step(step, params, state, xs)
-    loss_dtype = None if loss is None else _check_loss_value(loss, output, without_leading(targets, 2))
+    loss_dtype, reads = None, ()
+    if loss is not None:
+        of_one = output, without_leading(targets, 2)
+        loss_dtype = _check_loss_value(loss, *of_one)
+        reads = tuple(graph.reads(loss, *of_one)[: len(jax.tree.leaves(output))])
     mask = _check_per_step(
         "mask", arguments.mask, steps, batch, "booleans or real numbers", jnp.bool_, jnp.integer, jnp.floating
     )
@@ -96,10 +104,11 @@ def check_call(
     if mask is not None:
         mask = mask.astype(loss_dtype)
     reset_state = _check_reset_state(reset, arguments.reset_state, state)
-    return Call(step, loss, params, state, xs, targets, mask, reset, reset_state, steps, batch, loss_dtype)
+    sizes = steps, (batch,)
+    return Call(step, loss, params, state, xs, targets, mask, reset, reset_state, *sizes, loss_dtype, reads)
 
 
-def _check_automatic(name: str, tree: Any) -> None:
+def check_automatic(name: str, tree: Any) -> None:
     """That arrays are divided among devices along automatic axes of a mesh only: the passes say nothing of others."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         explicit = [axis for axis in jax.typeof(leaf).sharding.spec if axis is not None]
@@ -110,21 +119,30 @@ def _check_automatic(name: str, tree: Any) -> None:
             )
 
 
-def _check_axes(state: Any, xs: Any, targets: Any) -> tuple[int, int]:
+def _check_axes(state: Any, xs: Any, targets: Any, length: Any) -> tuple[int, int]:
+    """T and B."""
     for name, tree, axes in (("state", state, "[B, …]"), ("xs", xs, "[T, B, …]"), ("targets", targets, "[T, B, …]")):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        if not leaves and name != "targets":
-            raise ValueError(f"{name}: found no arrays in it, expected arrays of {axes}" + _NO_INPUTS.get(name, ""))
+        if not leaves and name == "state":
+            raise ValueError(f"{name}: found no arrays in it, expected arrays of {axes}")
         for path, leaf in leaves:
             if leaf.ndim < axes.count(","):
                 raise ValueError(f"{_path(name, path)}: found shape {leaf.shape}, expected {axes}")
-    (first_path, first), *_ = jax.tree_util.tree_leaves_with_path(xs)
+    over_time = [
+        (_path(name, path), leaf)
+        for name, tree in (("xs", xs), ("targets", targets))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    if not over_time:
+        return _check_length(length), jax.tree.leaves(state)[0].shape[0]
+    first_name, first = over_time[0]
     steps, batch = first.shape[:2]
-    first_name = _path("xs", first_path)
     if steps == 0:
         raise ValueError(f"{first_name}: found shape {first.shape} with T = 0 time steps, expected at least one")
     if batch == 0:
         raise ValueError(f"{first_name}: found shape {first.shape} with B = 0 examples, expected at least one")
+    if length is not None and _check_length(length) != steps:
+        raise ValueError(f"length: found {length}, expected {steps} as in {first_name} (shape {first.shape}), or None")
     for name, tree in (("xs", xs), ("targets", targets)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if leaf.shape[0] != steps:
@@ -142,7 +160,10 @@ def _check_axes(state: Any, xs: Any, targets: Any) -> tuple[int, int]:
     return steps, batch
 
 
-_NO_INPUTS = {"xs": "; for a recurrence without inputs pass jnp.zeros((T, B, 0))"}
+def _check_length(length: Any) -> int:
+    if length is None:
+        raise ValueError("xs: found no arrays, in targets neither, and no length; expected one of them to tell T")
+    return check_count("length", length)
 
 
 def _check_differentiable(name: str, tree: Any) -> None:
@@ -162,6 +183,8 @@ def _check_step(step: Step, params: Any, state: Any, xs: Any) -> Any:
     except Exception as error:
         if _takes_batch(step, params, state, xs):
             raise ValueError(_WRITTEN_FOR_BATCH) from error
+        if not jax.tree.leaves(xs):
+            error.add_note("xs has no arrays in it: the step gets it as it is.")
         error.add_note(f"This was raised by step(params, state, x) of one example, {_shapes(one_state, one_x)}.")
         raise
     if not isinstance(returned, tuple) or len(returned) != 2:

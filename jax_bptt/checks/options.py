@@ -7,6 +7,7 @@ import inspect
 import operator
 from typing import Any, get_args
 
+from jax_bptt.engine.plan import Asked
 from jax_bptt.model import Losses, Reduction, Save
 
 
@@ -32,22 +33,25 @@ def check_count(name: str, found: Any, at_least: int = 1) -> int:
     return count
 
 
-def check_options(loss: Any, reduction: Any, burn_in: Any, save: Any = None, **counts: Any) -> None:
-    """The options that all gradient functions share, the loss, and counts that may be None."""
+def check_options(loss: Any, reduction: Any, burn_in: Any, save: Any = None, **counts: Any) -> tuple[int, Any]:
+    """The options that all gradient functions share, the loss, and counts that may be None.
+
+    Returns:
+        The burn-in as an integer, and what `check_computation` returns.
+    """
     if not callable(loss):
         raise TypeError(f"loss: found {describe(loss)}, expected a function loss(output, target) -> scalar")
     check_choice("reduction", reduction, Reduction)
-    check_count("burn_in", burn_in, at_least=0)
-    check_computation(save, **counts)
+    return check_count("burn_in", burn_in, at_least=0), check_computation(save, **counts)
 
 
-def check_computation(save: Any, **counts: Any) -> None:
-    """What is left to the plan where it is None."""
+def check_computation(save: Any, *, window: Any = None, parallel: Any = None) -> Asked:
+    """What is left to the plan where it is None, as the plan is asked for it."""
     if save is not None:
         check_choice("save", save, Save)
-    for name, count in counts.items():
-        if count is not None:
-            check_count(name, count)
+    counts = {"window": window, "parallel": parallel}
+    window, lanes = (count if count is None else check_count(name, count) for name, count in counts.items())
+    return {"save": save, "window": window, "lanes": lanes}
 
 
 def check_truncation(k1: Any, k2: Any, losses: Any, context: Any = 0) -> tuple[int, int, int]:
@@ -74,8 +78,12 @@ def check_if_truncated(k1: Any, k2: Any, losses: Losses = "newest") -> tuple[int
 def check_argnums(argnums: Any) -> tuple[int, ...]:
     """One of 0, 1 and 2, or several; returned as a tuple."""
     several = argnums if isinstance(argnums, tuple | list) else (argnums,)
-    if any(isinstance(n, bool) or not isinstance(n, int) for n in several):
-        raise TypeError(f"argnums: found {argnums!r}, expected an integer or a sequence of integers")
+    try:
+        several = [check_count("argnums", n, at_least=0) for n in several]
+    except TypeError as error:
+        raise TypeError(f"argnums: found {argnums!r}, expected an integer or a sequence of integers") from error
+    except ValueError:
+        several = []
     if not several or any(n not in (0, 1, 2) for n in several) or len(set(several)) < len(several):
         raise ValueError(f"argnums: found {argnums!r}, expected 0 (params), 1 (state), 2 (xs), or several of them")
     return tuple(several)

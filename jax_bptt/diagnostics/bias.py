@@ -76,7 +76,7 @@ def truncation_bias(
         bias", 2019, for the relative bias; B. Efron, "Bootstrap methods: another look at the jackknife", 1979.
     """
     step = step_of(model)
-    check_options(loss, reduction, burn_in)
+    burn_in, _ = check_options(loss, reduction, burn_in)
     grid = _check_horizons(horizons, losses)
     exact = bptt(model, loss, burn_in=burn_in)
     truncated = [truncated_bptt(model, loss, k1, k2, losses=losses, burn_in=burn_in) for k1, k2 in grid]

@@ -64,7 +64,7 @@ def lag_profile(
         bias", 2019.
     """
     step = step_of(model)
-    check_options(loss, "sum", burn_in)
+    burn_in, _ = check_options(loss, "sum", burn_in)
     lags = check_count("lags", lags, at_least=0)
     truncation = check_if_truncated(k1, k2, losses)
 
@@ -110,7 +110,7 @@ def credit_matrix(
         4, of which these are the terms.
     """
     step = step_of(model)
-    check_options(loss, "sum", burn_in)
+    burn_in, _ = check_options(loss, "sum", burn_in)
     truncation = check_if_truncated(k1, k2, losses)
 
     @over_sequences(step, loss, burn_in=burn_in)
@@ -151,8 +151,8 @@ def credit_by_lag(
     pull = recurrence.over_rows(recurrence.pullback.pull, (None, 0, 0), steps)
 
     def norms(delta: Leaves) -> jax.Array:
-        squares = [jnp.square(jnp.abs(d)).reshape(steps, call.batch, -1).sum(-1) for d in delta if d is not None]
-        return jnp.sqrt(sum(squares, jnp.zeros((), objective.dtype))).sum(-1)
+        squares = [jnp.square(jnp.abs(d)).reshape(steps, *call.batch, -1).sum(-1) for d in delta if d is not None]
+        return jnp.sqrt(sum(squares, objective.zero)).sum(-1)
 
     def one_step_back(delta: Leaves, lag: jax.Array | int, to_before: Leaves) -> Leaves:
         passed = jnp.maximum(jnp.arange(steps) - lag, 0)
@@ -168,5 +168,7 @@ def credit_by_lag(
     there = np.arange(steps)[:, None] >= np.arange(lags + 1)
     windows = there if truncation is None else schedule.Grid(steps, *truncation).reaches(lags)
     by_lag = jnp.concatenate([norms(at_once)[None], of_lags]).T
-    weights = jnp.ones((steps, call.batch), objective.dtype) if objective.mask is None else jnp.abs(objective.mask)
+    weights = (
+        jnp.ones((steps, *call.batch), objective.zero.dtype) if objective.mask is None else jnp.abs(objective.mask)
+    )
     return jnp.where(there, by_lag * windows, 0), weights.sum(-1), there

@@ -123,7 +123,7 @@ def time_to_halve(rate: Any) -> jax.Array:
 def _along(call: Call, of_one: Callable, directions: np.ndarray) -> jax.Array:
     """What `of_one(state, x, directions) -> (state, directions, told)` tells of every step, `[T, B, …]`."""
     dtype = _vector(jax.tree.map(lambda a: a[0], call.state))[0].dtype
-    begin = jnp.broadcast_to(jnp.asarray(directions, dtype), (call.batch, *directions.shape))
+    begin = jnp.broadcast_to(jnp.asarray(directions, dtype), (*call.batch, *directions.shape))
 
     def step(carry, x):
         state, *rest = jax.vmap(of_one)(carry[0], x, carry[1])

@@ -3,31 +3,42 @@
 A cotangent is a sum of terms factor ⊙ root. An operation that is linear and elementwise in it acts on the factor, which
 does not depend on cotangents and so can be computed for all steps at once; a root changes where anything else happens
 to it, a product as a rule. Where the roots of δ_{t−1} are leaves of δ_t, ∂h_t/∂h_{t−1} is elementwise.
+
+A select between a cotangent and zero stays one, where(keep, factor ⊙ root, 0): a factor of zero would make NaN of a
+root that is infinite. Factors of half precision are multiplied in single precision, since their product overflows where
+they, one after the other, do not in what they make of a small root.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.graph import Equation, Graph, Var, evaluate, interpret, shape_of, vector_first
+from jax_bptt.engine.graph import Atom, Equation, Graph, Var, evaluate, interpret, rows_first, shape_of
+
+Case = tuple[Any, int]
+"""A predicate, and which of its values is meant."""
 
 
 class Term(NamedTuple):
-    """`factor ⊙ root`; the factor None is 1."""
+    """`factor ⊙ root` in all cases that are named, else 0; the factor None is 1."""
 
     root: jax.Array
-    factor: jax.Array | None = None
+    factor: Any = None
+    cases: tuple[Case, ...] = ()
     leaves: frozenset[int] | None = None  # of δ, if it is elementwise in them and depends on nothing else of δ
 
     def value(self) -> jax.Array:
-        return self.root if self.factor is None else self.root * self.factor
+        made = self.root
+        if self.factor is not None:
+            made = (made.astype(self.factor.dtype) * self.factor).astype(made.dtype)
+        return _kept(self.cases, made)
 
-    def factor_or_ones(self) -> jax.Array:
-        return jnp.ones_like(self.root) if self.factor is None else self.factor
+    def factor_or_ones(self) -> Any:
+        return jnp.ones_like(self.root, dtype=_wide(self.root.dtype)) if self.factor is None else self.factor
 
 
 @dataclasses.dataclass(eq=False)
@@ -40,7 +51,7 @@ class Cotangent:
         """Its value, which is a root from now on where it is a sum."""
         value = functools.reduce(jnp.add, [term.value() for term in self.terms])
         if len(self.terms) > 1:
-            self.terms = [Term(value, None, self.leaves())]
+            self.terms = [Term(value, leaves=self.leaves())]
         return value
 
     def leaves(self) -> frozenset[int] | None:
@@ -50,14 +61,19 @@ class Cotangent:
 
 
 def evaluate_factored(
-    graph: Graph, known: Mapping[Var, Any], delta: Mapping[Var, jax.Array], outputs: Sequence[Any], transpose: bool
+    graph: Graph,
+    known: Mapping[Var, Any],
+    delta: Mapping[Var, jax.Array],
+    outputs: Sequence[Any],
+    is_weight: Callable[[Atom], bool],
+    transpose_from: float,
 ) -> list[Cotangent | jax.Array]:
     """Evaluate `outputs`, where operations that are linear and elementwise in a cotangent act on its factors instead.
 
     Args:
         known: values that do not depend on a cotangent, from which others are computed.
         delta: the cotangents to begin with.
-        transpose: whether a matrix that a cotangent is multiplied with is transposed first, if need be.
+        is_weight, transpose_from: as for `rows_first`, of products of a cotangent with a weight.
 
     Returns:
         Of each output its terms; its value, where it does not depend on a cotangent.
@@ -74,16 +90,45 @@ def evaluate_factored(
             (place,) = moving
             operands[place].value()
             (term,) = operands[place].terms
-            operands[place] = term.factor_or_ones()
-            (factor,) = evaluate(graph, eqn, operands)
-            return [Cotangent([term._replace(factor=factor)])]
+            return [Cotangent([_times(eqn, term, place, operands)])]
         values = [operand.value() if isinstance(operand, Cotangent) else operand for operand in operands]
-        rewritten = vector_first(eqn, transpose)
+        rewritten = rows_first(eqn, is_weight, transpose_from)
         made = iter(rewritten(*values) if rewritten else evaluate(graph, eqn, values))
         return [Cotangent([Term(next(made))]) if type(v) is Var else None for v in eqn.outvars]
 
-    begin = {v: Cotangent([Term(value, None, frozenset([i]))]) for i, (v, value) in enumerate(delta.items())}
+    begin = {v: Cotangent([Term(value, leaves=frozenset([i]))]) for i, (v, value) in enumerate(delta.items())}
     return interpret(graph, {**known, **begin}, outputs, replace)
+
+
+def _times(eqn: Equation, term: Term, place: int, operands: Sequence[Any]) -> Term:
+    """What an equation that acts on the factor makes of a term, which it reads in that place."""
+    if eqn.primitive.name == "select_n":
+        return term._replace(cases=(*term.cases, (operands[0], place - 1)))
+    if eqn.primitive.name == "neg":
+        return term._replace(factor=-term.factor_or_ones())
+    other = operands[1 - place].astype(_wide(term.root.dtype))
+    if eqn.primitive.name == "div":
+        return term._replace(factor=term.factor_or_ones() / other)
+    return term._replace(factor=other if term.factor is None else term.factor * other)
+
+
+def _wide(dtype: Any) -> Any:
+    """The dtype of a factor: one in which a product of several does not overflow."""
+    return jnp.dtype(jnp.float32) if dtype == jnp.float16 else dtype
+
+
+def _kept(cases: tuple[Case, ...], value: jax.Array) -> jax.Array:
+    """The value in all of these cases, else 0."""
+    if not cases:
+        return value
+    return jnp.where(functools.reduce(jnp.logical_and, map(_is_case, cases)), value, jnp.zeros_like(value))
+
+
+def _is_case(case: Case) -> jax.Array:
+    predicate, which = case
+    if predicate.dtype == jnp.bool_:
+        return predicate if which else ~predicate
+    return predicate == which
 
 
 def _sum(some: Cotangent, more: Cotangent) -> Cotangent:
@@ -91,11 +136,31 @@ def _sum(some: Cotangent, more: Cotangent) -> Cotangent:
     for new in more.terms:
         for i, term in enumerate(terms):
             if term.root is new.root:
-                terms[i] = term._replace(factor=term.factor_or_ones() + new.factor_or_ones())
+                terms[i] = _merged(term, new)
                 break
         else:
             terms.append(new)
     return Cotangent(terms)
+
+
+def _merged(term: Term, new: Term) -> Term:
+    """The sum of two terms of the same root: zero where both are, by a select, and elsewhere by one factor."""
+    if term.cases == new.cases:
+        return term._replace(factor=term.factor_or_ones() + new.factor_or_ones())
+    factor = _kept(term.cases, term.factor_or_ones()) + _kept(new.cases, new.factor_or_ones())
+    either: tuple[Case, ...] = ()
+    if term.cases and new.cases and not _are_opposite(term.cases, new.cases):
+        masks = [functools.reduce(jnp.logical_and, map(_is_case, cases)) for cases in (term.cases, new.cases)]
+        either = ((masks[0] | masks[1], 1),)
+    return term._replace(factor=factor, cases=either)
+
+
+def _are_opposite(some: tuple[Case, ...], more: tuple[Case, ...]) -> bool:
+    """Whether the cases are one predicate's true and false."""
+    if len(some) != 1 or len(more) != 1:
+        return False
+    ((first, which), (second, other)) = *some, *more
+    return first is second and which != other and first.dtype == jnp.bool_
 
 
 def _acts_on_factor(eqn: Equation, moving: list[int], zeros: set[Var]) -> bool:
@@ -114,4 +179,6 @@ def _acts_on_factor(eqn: Equation, moving: list[int], zeros: set[Var]) -> bool:
 
 
 def _is_zero(eqn: Equation) -> bool:
-    return eqn.primitive.name == "broadcast_in_dim" and getattr(eqn.invars[0], "val", None) == 0
+    if eqn.primitive.name != "broadcast_in_dim" or not jnp.issubdtype(shape_of(eqn.invars[0]).dtype, jnp.number):
+        return False  # the value of a float0 is bytes
+    return getattr(eqn.invars[0], "val", None) == 0

@@ -5,6 +5,7 @@ objective = objective_of(call, reduction, schedule)  where the credit comes from
 grads     = unflatten_gradients(…)                   cotangents of flat leaves in the structures of the user
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,12 +13,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.engine.leaves import Leaves, accumulator, combine, differentiable, divide, expand_dims_like, is_key, zeros
+from jax_bptt.engine import graph
+from jax_bptt.engine.leaves import (
+    Leaves,
+    accumulator,
+    combine,
+    concrete,
+    differentiable,
+    divide,
+    expand_dims_like,
+    full,
+    is_key,
+    only,
+    sum_like,
+    vary,
+    varying,
+    where,
+    zeros,
+)
 from jax_bptt.engine.plan import TRANSPOSE_FROM
-from jax_bptt.engine.pullback import Pullback, split_pullback
+from jax_bptt.engine.pullback import Pullback, only_forwards, split_pullback
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.engine.split import SplitStep, split_step
-from jax_bptt.engine.windows import vmap_leading, without_leading
+from jax_bptt.engine.windows import map_leading, vmap_leading, without_leading
 from jax_bptt.model import Loss, PyTree, Reduction, Step
 
 
@@ -34,15 +52,55 @@ class Call(NamedTuple):
     reset: jax.Array | None  # [T, B] of booleans
     reset_state: PyTree  # [B, …]
     steps: int  # T
-    batch: int  # B
+    batch: tuple[int, ...]  # (B,); () of a step that is written for all examples, whose arrays have no such axis
     loss_dtype: Any  # none where there is no loss
+    reads: tuple[bool, ...] = ()  # per leaf of the outputs: whether the loss depends on it
+    unroll: int | bool = 1  # time steps in one body of the compiled loops
+
+
+ARRAYS = ("params", "state", "xs", "targets", "mask", "reset", "reset_state")
+"""Of a call, what it is run with."""
+
+
+def arrays_of(call: Call) -> tuple[dict[str, PyTree], Call]:
+    """What a call is run with, and the call without it: functions that close over arrays would keep tracers alive."""
+    return {name: getattr(call, name) for name in ARRAYS}, call._replace(**dict.fromkeys(ARRAYS))
+
+
+def vary_data(call: Call) -> Call:
+    """The call with all arrays but params varying along the same axes of a `shard_map`, if it is in one."""
+    given = arrays_of(call)[0]
+    axes = frozenset().union(*map(varying, jax.tree.leaves(given)))
+    return call._replace(**jax.tree.map(lambda a: vary(a, axes), given | {"params": None}) | {"params": call.params})
+
+
+def shapes_of_one(call: Call) -> tuple[PyTree, PyTree, PyTree]:
+    """The shapes that the step of a call is run with: params, state, x."""
+    call, axes = vary_data(call), len(call.batch)
+    return without_leading(call.params, 0), without_leading(call.state, axes), without_leading(call.xs, 1 + axes)
+
+
+def close_step(call: Call) -> tuple[Callable, Leaves]:
+    """`step(constants, params, state, x)` that closes over nothing, and the constants."""
+    return graph.close(call.step, *shapes_of_one(call))
+
+
+def close_loss(call: Call) -> tuple[Callable, Leaves]:
+    """`loss(constants, output, target)` that closes over nothing, and the constants."""
+    assert call.loss is not None
+    output = jax.eval_shape(call.step, *shapes_of_one(call))[1]
+    return graph.close(call.loss, output, without_leading(vary_data(call).targets, 1 + len(call.batch)))
 
 
 class Inputs(NamedTuple):
     """What comes in at each step."""
 
-    x: Leaves  # [T, B, …]
+    x: Leaves  # [T, B, …]; one at least, which may be of no elements
     reset: jax.Array | None  # [T, B]
+
+    @property
+    def steps(self) -> int:
+        return self.x[0].shape[0]
 
 
 class Recurrence(NamedTuple):
@@ -53,15 +111,25 @@ class Recurrence(NamedTuple):
     pullback: Pullback
     state: Leaves  # shapes of the state of one example
     reset_to: Leaves  # what a reset puts the state back to, [B, …]; None for leaves that go on
-    batch: tuple[int, ...]  # the axes of the batch: the examples, B, and in truncation blocks side by side before them
+    batch: tuple[int, ...]  # the axis of the examples, if the step is one of one example
+    lanes: tuple[int, ...] = ()  # blocks of time side by side, the axis before it
+    unroll: int | bool = 1  # time steps in one body of the loops over them
+
+    @property
+    def rows(self) -> int:
+        """How many rows a time step multiplies with a weight."""
+        return concrete(math.prod(self.batch)) * self.parts.rows
 
     def over_batch(self, function: Callable, in_axes: Any) -> Callable:
-        """`function` of one example, over the batch."""
-        return vmap_leading(function, in_axes, self.batch)
+        """`function` of one example, over the batch, and over what is side by side."""
+        return self._over(vmap_leading(function, in_axes, self.batch), in_axes, self.lanes)
 
-    def over_rows(self, function: Callable, in_axes: Any, steps: int | None = None) -> Callable:
-        """`function` of one row, over time and batch; of so many steps, None where the arguments tell."""
-        return vmap_leading(function, in_axes, (steps, *self.batch))
+    def over_rows(self, function: Callable, in_axes: Any, steps: int) -> Callable:
+        """`function` of one row, over time and batch."""
+        return self._over(self.over_batch(function, in_axes), in_axes, (steps,))
+
+    def _over(self, function: Callable, in_axes: Any, sizes: tuple[int, ...]) -> Callable:
+        return (map_leading if self.parts.one_by_one else vmap_leading)(function, in_axes, sizes)
 
     def put_back(self, reset: jax.Array | None, state: Leaves) -> Leaves:
         """The gate of the forward loop, h ← where(reset, h₀, h), of any axes; `recur` has that of the reverse."""
@@ -97,22 +165,34 @@ class FlatCall(NamedTuple):
         return self._replace(state=constant, inputs=inputs, wrt=self.wrt._replace(xs=xs))
 
 
-def flatten_call(call: Call, argnums: Sequence[int] = (), *, wrt_reset_state: bool = False) -> FlatCall:
+class Wanted(NamedTuple):
+    """With respect to what of a call, beside the state, a gradient is wanted: all, nothing, or leaf by leaf."""
+
+    params: bool | Sequence[bool] = False
+    xs: bool | Sequence[bool] = False
+    reset_state: bool | Sequence[bool] = False
+
+
+NOTHING = Wanted()
+
+
+def flatten_call(call: Call, wanted: Wanted = NOTHING, *, derive: bool = True) -> FlatCall:
     """Split the step and prepare the weights.
 
     Args:
-        argnums: with respect to what beside the state a gradient is wanted: 0 params, 2 xs.
-        wrt_reset_state: whether it is wanted with respect to the state to reset to.
+        wanted: with respect to what a gradient is wanted.
+        derive: whether the step is to be differentiated, and not only run.
     """
-    one_state, one_x = without_leading(call.state, 1), without_leading(call.xs, 2)
-    transpose = call.batch >= TRANSPOSE_FROM
-    parts = split_step(call.step, call.params, one_state, one_x, transpose=transpose)
+    varied = vary_data(call)
+    one_params, one_state, one_x = shapes_of_one(varied)
+    transpose_from = TRANSPOSE_FROM / concrete(math.prod(call.batch))
+    parts = split_step(call.step, one_params, one_state, one_x, transpose_from=transpose_from)
     params, params_structure = jax.tree.flatten(call.params)
+    wanted_params = {i for i, is_wanted in enumerate(_by_leaf(wanted.params, params)) if is_wanted}
 
     def prepare(params: Leaves) -> tuple[Leaves, Leaves]:
         weights = parts.prepare(params)
-        wanted = [0 in argnums and from_params for from_params in parts.from_params]
-        return [w if want else None for w, want in zip(differentiable(weights), wanted, strict=True)], weights
+        return only([not wanted_params.isdisjoint(of) for of in parts.from_params], differentiable(weights)), weights
 
     trained, pull, weights = jax.vjp(prepare, params, has_aux=True)
 
@@ -120,21 +200,33 @@ def flatten_call(call: Call, argnums: Sequence[int] = (), *, wrt_reset_state: bo
         cast = [bar if w is None else bar.astype(w.dtype) for bar, w in zip(weights_bar, trained, strict=True)]
         return jax.tree.unflatten(params_structure, pull(cast)[0])
 
-    state, xs, shapes = jax.tree.leaves(call.state), jax.tree.leaves(call.xs), jax.tree.leaves(one_state)
-    drive = jax.eval_shape(parts.project, weights, jax.tree.leaves(one_x))
-    pullback = split_pullback(parts.transition_with_effects, weights, shapes, drive, parts.costly, transpose=transpose)
+    xs = jax.tree.leaves(varied.xs) or [jnp.zeros((call.steps, *call.batch, 0))]  # of no elements: it tells the steps
+    state, shapes = jax.tree.leaves(varied.state), [*jax.tree.leaves(one_state), *parts.once]
     zero = [None if call.reset is None or is_key(s) else jnp.zeros_like(s) for s in state]
-    reset_to = jax.tree.leaves(call.reset_state) or zero
-    wrt_xs = differentiable(xs) if 2 in argnums else [None] * len(xs)
-    wrt_reset_to = differentiable(reset_to) if wrt_reset_state and call.reset_state is not None else [None] * len(state)
-    recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, (call.batch,))
-    return FlatCall(recurrence, Wrt(trained, wrt_xs, wrt_reset_to), state, Inputs(xs, call.reset), pull_weights)
+    reset_to = [*(jax.tree.leaves(varied.reset_state) or zero), *[None] * len(parts.once)]
+    state += [full((*call.batch, *leaf.shape), leaf.dtype, varying(leaf)) for leaf in parts.once]
+    if derive:
+        drive = jax.eval_shape(parts.project, weights, jax.tree.leaves(one_x))
+        pullback = split_pullback(
+            parts.transition_with_effects, weights, shapes, drive, parts.costly, transpose_from=transpose_from
+        )
+    else:
+        pullback = only_forwards(parts, len(shapes))
+    wrt_xs = only(_by_leaf(wanted.xs, xs), differentiable(xs))
+    wrt_reset_to = only(_by_leaf(call.reset_state is not None and wanted.reset_state, state), differentiable(reset_to))
+    recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, unroll=call.unroll)
+    return FlatCall(recurrence, Wrt(trained, wrt_xs, wrt_reset_to), state, Inputs(xs, varied.reset), pull_weights)
+
+
+def _by_leaf(wanted: bool | Sequence[bool], leaves: Leaves) -> Sequence[bool]:
+    """Of each leaf whether it is wanted; of those that are ours, not."""
+    return [wanted] * len(leaves) if isinstance(wanted, bool) else [*wanted, *[False] * (len(leaves) - len(wanted))]
 
 
 # The losses.
 
-Pull = Callable[[PyTree, PyTree, jax.Array | None, int], tuple[jax.Array, Leaves]]
-"""`(outputs, targets, mask, axes) -> (losses, cotangents of the leaves of the outputs)`, of rows of so many axes."""
+Pull = Callable[[PyTree, PyTree, jax.Array | None, tuple[int, ...]], tuple[jax.Array, Leaves]]
+"""`(outputs, targets, mask, axes) -> (losses, cotangents of the leaves of the outputs)`, of rows of these axes."""
 
 
 class Objective(NamedTuple):
@@ -143,42 +235,61 @@ class Objective(NamedTuple):
     pull: Pull
     targets: PyTree  # [T, B, …]
     mask: jax.Array | None  # [T, B], in the dtype of the loss
-    dtype: Any  # in which the losses are summed
+    zero: jax.Array  # a loss of zero, in the dtype in which they are summed
+    reads: tuple[bool, ...]  # per leaf of the outputs: whether anything depends on it
+    masked: bool = False  # whether there is a mask that the user gave
 
 
-def objective_of(call: Call, reduction: Reduction, schedule: Schedule) -> Objective:
-    """The losses of a call, after the burn-in, as they count."""
+def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive: bool = True) -> Objective:
+    """The losses of a call, after the burn-in, as they count.
+
+    Args:
+        derive: whether cotangents are wanted.
+    """
     assert call.loss is not None
     counts = schedule.counts()
     targets, mask = jax.tree.map(lambda a: a[schedule.burn_in :], (call.targets, call.mask))
-    if not counts.all():
-        mask = jnp.ones((schedule.steps, call.batch), call.loss_dtype) if mask is None else mask
-        mask = jnp.where(jnp.asarray(counts > 0)[:, None], mask, 0)
+    if counts is not None and not counts.all():
+        mask = jnp.ones((schedule.steps, *call.batch), call.loss_dtype) if mask is None else mask
+        mask = where(jnp.asarray(counts > 0), [mask])[0]
     dtype = accumulator(call.loss_dtype)
+    data = frozenset().union(*map(varying, jax.tree.leaves(arrays_of(call)[0] | {"params": None})))
     if reduction == "sum":
         scale = jnp.ones((), dtype)
-    elif mask is None:
-        scale = jnp.asarray(1 / (counts.sum() * call.batch), dtype)
+    elif mask is None and not data:
+        number = (schedule.steps if counts is None else int(counts.sum())) * math.prod(call.batch)
+        scale = 1 / jnp.asarray(number).astype(dtype)  # as an array, since it may be symbolic
     else:
-        weight = (mask * jnp.asarray(counts, dtype)[:, None]).sum(dtype=dtype)
-        scale = divide(1, weight)
-    return Objective(_pull_loss(call.loss, scale), targets, mask, dtype)
+        weights = jnp.ones((schedule.steps, *call.batch), dtype) if mask is None else mask.astype(dtype)
+        weight = (weights if counts is None else weights * expand_dims_like(jnp.asarray(counts, dtype), weights)).sum()
+        if data:  # divided among devices: the mean is over the examples of all
+            weight = jax.lax.psum(vary(weight, data), tuple(sorted(data)))
+        scale = divide(jnp.ones((), dtype), weight)
+    zero = full((), dtype, data | frozenset().union(*map(varying, jax.tree.leaves(call.params))))
+    return Objective(
+        _pull_loss(call.loss, scale, call.reads, derive), targets, mask, zero, call.reads, call.mask is not None
+    )
 
 
-def _pull_loss(loss: Loss, scale: jax.Array) -> Pull:
+def _pull_loss(loss: Loss, scale: jax.Array, reads: tuple[bool, ...], derive: bool) -> Pull:
     """The losses scale · mask · loss(output, target) of all rows, and their cotangents."""
 
-    def pull(outputs: PyTree, targets: PyTree, mask: jax.Array | None, axes: int) -> tuple[jax.Array, Leaves]:
+    def pull(
+        outputs: PyTree, targets: PyTree, mask: jax.Array | None, axes: tuple[int, ...]
+    ) -> tuple[jax.Array, Leaves]:
         leaves, structure = jax.tree.flatten(outputs)
 
         def losses(some: Leaves) -> tuple[jax.Array, jax.Array]:
             outputs = jax.tree.unflatten(structure, combine(some, leaves))
             of_row, rows = (loss, ()) if mask is None else (masked(loss), (mask,))
-            values = vmap_leading(of_row, 0, [None] * axes)(outputs, targets, *rows)
+            values = vmap_leading(of_row, 0, axes)(outputs, targets, *rows)
             values = scale * values.astype(scale.dtype)
             return values.sum(), values
 
-        (_, values), cotangents = jax.value_and_grad(losses, has_aux=True)(differentiable(leaves))
+        some = only(reads, differentiable(leaves))
+        if not derive:
+            return losses(some)[1], []
+        (_, values), cotangents = jax.value_and_grad(losses, has_aux=True)(some)
         return values, cotangents
 
     return pull
@@ -194,7 +305,8 @@ def masked(loss: Loss) -> Callable[[PyTree, PyTree, jax.Array], jax.Array]:
     def weighted(output: PyTree, target: PyTree, weight: jax.Array) -> jax.Array:
         counts = weight != 0
         output = jax.tree.map(lambda y: jnp.where(counts, y, jax.lax.stop_gradient(y)), output)
-        return jnp.where(counts, weight * loss(output, target), 0)
+        value = loss(output, target)
+        return jnp.where(counts, jnp.asarray(weight, value.dtype) * value, jnp.zeros_like(value))
 
     return weighted
 
@@ -204,14 +316,16 @@ def masked(loss: Loss) -> Callable[[PyTree, PyTree, jax.Array], jax.Array]:
 
 def unflatten_state(call: Call, leaves: Leaves) -> PyTree:
     """Leaves of the state in the user's structure."""
-    return jax.tree.unflatten(jax.tree.structure(call.state), leaves)
+    structure = jax.tree.structure(call.state)
+    return jax.tree.unflatten(structure, leaves[: structure.num_leaves])
 
 
 def unflatten_like(tree: PyTree, leaves: Leaves) -> PyTree:
-    """Cotangents in the structure of `tree`, with zeros of float0 for leaves that have no derivative."""
+    """Cotangents, the first ones, in the structure of `tree`, with zeros of float0 for leaves without a derivative."""
     old, structure = jax.tree.flatten(tree)
     nothing = [np.zeros(leaf.shape, jax.dtypes.float0) for leaf in old]
-    return jax.tree.unflatten(structure, combine(leaves, nothing))
+    summed = [bar if bar is None else sum_like(bar, leaf) for bar, leaf in zip(leaves[: len(old)], old, strict=True)]
+    return jax.tree.unflatten(structure, combine(summed, nothing))
 
 
 def unflatten_gradients(

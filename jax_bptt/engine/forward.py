@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import Inputs, Recurrence
-from jax_bptt.engine.leaves import Leaves
-from jax_bptt.engine.windows import PerWindow, Windows, scan_windows
+from jax_bptt.engine.leaves import Leaves, full, vary, varying
+from jax_bptt.engine.windows import PerWindow, Windows, scan_steps, scan_windows
 from jax_bptt.model import PyTree, Save
 
 
@@ -94,17 +94,18 @@ def run_window(
         effects: whether the step's side effects are to be seen.
     """
     pullback = recurrence.pullback
-    drive = project_rows(recurrence, inputs.x)
+    drive = project_rows(recurrence, inputs)
     advance = recurrence.over_batch(pullback.advance_with_effects if effects else pullback.advance, (None, 0, 0))
 
-    def step(carry: tuple[Leaves, Trajectory, jax.Array], of_step: tuple[Leaves, jax.Array | None]) -> tuple[Any, None]:
+    def step(carry: tuple[Leaves, Trajectory, jax.Array], of_step: Any) -> tuple[Any, None]:
         (state, buffers, offset), (drive_t, reset_t) = carry, of_step
         new = Trajectory(*advance(recurrence.weights, recurrence.put_back(reset_t, state), drive_t))
+        new = new._replace(states=[vary(s, varying(like)) for s, like in zip(new.states, state, strict=True)])
         written = Trajectory(*(_write(arrays, values, offset) for arrays, values in zip(buffers, new, strict=True)))
         return (new.states, written, offset + 1), None
 
     carry = (start, buffers, jnp.asarray(offset))
-    (end, buffers, _), _ = jax.lax.scan(step, carry, (drive, inputs.reset), length=size)
+    (end, buffers, _), _ = scan_steps(step, carry, (drive, inputs.reset), size, unroll=recurrence.unroll)
     return end, buffers
 
 
@@ -115,7 +116,7 @@ def allocate(recurrence: Recurrence, steps: int, save: Save | None = None) -> Tr
     derived = [save == "dots" and is_derived for is_derived in pullback.derived]
 
     def buffer(leaf: Any) -> jax.Array:
-        return jax.lax.full((steps, *recurrence.batch, *leaf.shape), 0, leaf.dtype)
+        return full((steps, *recurrence.lanes, *recurrence.batch, *leaf.shape), leaf.dtype, varying(leaf))
 
     return Trajectory(
         [buffer(s) if states and not d else None for s, d in zip(recurrence.state, derived, strict=True)],
@@ -135,10 +136,9 @@ def rematerialise(
     states = states_of(recurrence, start, saved, inputs, size)
     if not any(r is None for r in saved.residuals):
         return Trajectory(states, saved.residuals)
-    advance = recurrence.over_rows(recurrence.pullback.advance, (None, 0, 0))
+    complete = recurrence.over_rows(recurrence.pullback.complete, (None, 0, 0, 0), size)
     before = _before(recurrence, start, states, inputs.reset)
-    _, residuals = advance(recurrence.weights, before, project_rows(recurrence, inputs.x))
-    return Trajectory(states, residuals)
+    return Trajectory(states, complete(recurrence.weights, before, project_rows(recurrence, inputs), states))
 
 
 def states_of(recurrence: Recurrence, start: Leaves, saved: Trajectory, inputs: Inputs, size: int) -> Leaves:
@@ -147,7 +147,7 @@ def states_of(recurrence: Recurrence, start: Leaves, saved: Trajectory, inputs: 
         return saved.states
     derive = recurrence.over_rows(recurrence.pullback.derive, (None, 0, 0, 0, 0), size)
     before = _before(recurrence, start, saved.states, inputs.reset)
-    return derive(recurrence.weights, before, project_rows(recurrence, inputs.x), *saved)
+    return derive(recurrence.weights, before, project_rows(recurrence, inputs), *saved)
 
 
 def state_after(
@@ -167,14 +167,14 @@ def state_after(
     return jax.tree.map(lambda a: a[-1], states_of(recurrence, start, saved, inputs, rest))
 
 
-def project_rows(recurrence: Recurrence, x: Leaves) -> Leaves:
+def project_rows(recurrence: Recurrence, inputs: Inputs) -> Leaves:
     """What the transition takes from the inputs of all rows."""
-    return recurrence.over_rows(recurrence.parts.project, (None, 0))(recurrence.weights, x)
+    return recurrence.over_rows(recurrence.parts.project, (None, 0), inputs.steps)(recurrence.weights, inputs.x)
 
 
 def read_rows(recurrence: Recurrence, rows: Rows) -> PyTree:
     """The outputs of all rows."""
-    readout = recurrence.over_rows(recurrence.parts.readout, (None, 0, 0, 0))
+    readout = recurrence.over_rows(recurrence.parts.readout, (None, 0, 0, 0), rows.inputs.steps)
     return readout(recurrence.weights, rows.after, rows.inputs.x, rows.before)
 
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
+from jax_bptt.engine.leaves import concrete, shape_like
+
 Equation: TypeAlias = JaxprEqn
 Atom: TypeAlias = Var | Literal
 """What an equation reads, or a function returns."""
@@ -57,7 +59,7 @@ def retrace(graph: Graph, rewrite: Rewrite) -> Graph:
 
 def _inlined(eqn: Equation) -> Callable[..., Sequence[Any]] | None:
     if eqn.primitive.name not in _CALLED:
-        return vector_first(eqn)
+        return rows_first(eqn)
     inner = _graph(_inner(eqn)[0])
     return lambda *operands: _run(inner, _inlined, *operands)
 
@@ -91,11 +93,11 @@ def _inner(eqn: Equation) -> list[Jaxpr | ClosedJaxpr]:
 # What depends on what.
 
 
-def dependence(graph: Graph, groups: Sequence[Sequence[Var]]) -> dict[Var, int]:
+def dependence(graph: Graph, groups: Sequence[Sequence[Var]], once: int = -1) -> dict[Var, int]:
     """For each variable the last group of inputs that it depends on; -1 where it depends on nothing.
 
-    Closed-over arrays count as the first group. What an equation with side effects returns counts as the last, since
-    such an equation is to run once per step, whatever its inputs are.
+    Closed-over arrays count as the first group. What may be made but once (`makes_once`) counts as the group `once`,
+    whatever its inputs are, but for what is drawn of the first one.
     """
     level = dict.fromkeys(graph.constants, 0) | {v: k for k, group in enumerate(groups) for v in group}
 
@@ -105,7 +107,9 @@ def dependence(graph: Graph, groups: Sequence[Sequence[Var]]) -> dict[Var, int]:
         return level[atom]
 
     for eqn in graph.equations:
-        known = len(groups) - 1 if eqn.effects else max(map(level_of, eqn.invars), default=-1)
+        known = max(map(level_of, eqn.invars), default=-1)
+        if eqn.effects or (known > 0 and makes_once(eqn)):
+            known = max(known, once % len(groups))
         level.update((v, known) for v in eqn.outvars)
     return level
 
@@ -128,6 +132,13 @@ def frontier(graph: Graph, outputs: Iterable[Atom], known: Callable[[Var], bool]
     return [v for v in backward_slice(graph, outputs, known, effects)[1] if known(v)]
 
 
+def reads(function: Callable, *arguments: Any) -> list[bool]:
+    """Of each leaf of the arguments whether the function depends on it."""
+    graph = trace(function, *arguments)
+    met = set(backward_slice(graph, graph.outputs, lambda _: False)[1])
+    return [v in met for v in graph.inputs]
+
+
 def variables(atoms: Iterable[Atom]) -> list[Var]:
     """Those of the atoms that are variables, and not literals."""
     return [atom for atom in atoms if isinstance(atom, Var)]
@@ -140,17 +151,58 @@ def results(eqn: Equation) -> list[Var]:
 
 def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
     """Shape and dtype of a variable or literal."""
-    aval: Any = atom.aval
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    return shape_like(atom.aval)
 
 
 def bytes_of(atom: Atom) -> int:
     """The size of a variable's value."""
     shape = shape_of(atom)
-    return shape.size * shape.dtype.itemsize
+    return concrete(shape.size) * shape.dtype.itemsize
+
+
+# What may be made but once.
+
+
+def makes_once(eqn: Equation) -> bool:
+    """Whether an equation's results may not be made again: those of side effects, and what is drawn for a whole batch.
+
+    The bits drawn with keys of "rbg" and "unsafe_rbg" are others under a `vmap` of another size.
+    """
+    if eqn.effects or eqn.primitive.name in ("rng_bit_generator", "rng_uniform"):
+        return True
+    keys = {str(kind) for kind in map(_dtype_of, (*eqn.invars, *eqn.outvars)) if _is_key(kind)} - {"key<fry>"}
+    alike = {"random_wrap", "random_unwrap", "random_clone", "random_seed"}
+    if keys <= {"key<rbg>"}:
+        alike |= {"random_split", "random_fold_in"}  # by threefry
+    return bool(keys) and eqn.primitive.name.startswith("random_") and eqn.primitive.name not in alike
+
+
+def draws_inside(eqn: Equation) -> bool:
+    """Whether there is something in a loop or branch that may be made but once."""
+    return any(makes_once(e) or draws_inside(e) for inner in _inner(eqn) for e in _open(inner).eqns)
+
+
+def _dtype_of(atom: Atom) -> Any:
+    return getattr(atom.aval, "dtype", None)
+
+
+def _is_key(dtype: Any) -> bool:
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 # Functions made of a graph.
+
+
+def close(function: Callable, *arguments: Any) -> tuple[Callable, list[Any]]:
+    """`pure(constants, *arguments)` that computes what the function does but closes over nothing, and the constants.
+
+    What is constant is all that the function closes over, tracers included, in their order.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    graph, structure = _graph(closed), jax.tree.structure(shapes)
+    constants = [jnp.asarray(constant) for constant in graph.constants.values()]
+    run = _function(graph, [*graph.constants, *graph.inputs], graph.outputs, graph.equations)
+    return lambda known, *given: jax.tree.unflatten(structure, run(*known, *jax.tree.leaves(given))), constants
 
 
 def extract(graph: Graph, inputs: Sequence[Var], outputs: Sequence[Atom], effects: bool = False) -> Callable:
@@ -254,29 +306,58 @@ def contracted_axes(eqn: Equation) -> tuple[tuple[int, ...], tuple[int, ...]] | 
     return None if any(map(len, batched)) else (tuple(left), tuple(right))
 
 
-def vector_first(eqn: Equation, transpose: bool = False) -> Callable[..., list[jax.Array]] | None:
-    """How to compute a product of a matrix and a vector, the vector first; None if it is none, or written so already.
+def rows_first(
+    eqn: Equation, is_weight: Callable[[Atom], bool] | None = None, transpose_from: float = math.inf
+) -> Callable[..., list[jax.Array]] | None:
+    """How to compute a product of a matrix and rows, the rows first; None if it is none, or written so already.
 
     Args:
-        transpose: write the transpose of a matrix that is contracted along its last axis as an equation of its own, so
-            that it can be done once where the matrix is a weight.
+        is_weight: which operand is the matrix. None: the one that the other, a vector, is contracted with; of a weight
+            there may be several rows, those of a step that is written for a batch.
+        transpose_from: rows from which on the transpose of a weight that is contracted along its last axis is written
+            as an equation of its own, so that it can be done once.
     """
-    axes = contracted_axes(eqn) or ((), ())
-    free = [len(shape_of(atom).shape) - len(of) for atom, of in zip(eqn.invars, axes, strict=True)] if any(axes) else []
-    if 0 not in free or not any(free):
+    axes = contracted_axes(eqn)
+    if axes is None:
         return None
-    matrix, vector = (0, 1) if free[0] else (1, 0)
-    leading = tuple(range(len(axes[matrix])))
-    turns = transpose and axes[matrix] != leading
-    if vector == 0 and not turns:
+    free = _free_axes(eqn, axes)
+    if is_weight is None:
+        matrices = [i for i in (0, 1) if free[i] and not free[1 - i]]
+    else:
+        matrices = [i for i in (0, 1) if free[i] and is_weight(eqn.invars[i]) and not is_weight(eqn.invars[1 - i])]
+    if len(matrices) != 1:
         return None
+    (matrix,) = matrices
+    rows, leading = 1 - matrix, tuple(range(len(axes[matrix])))
+    turns = concrete(math.prod(free[rows])) >= transpose_from and axes[matrix] != leading
+    if rows == 0 and not turns:
+        return None
+    places = tuple(range(len(free[rows]))), tuple(range(len(free[matrix]), len(free[0]) + len(free[1])))
 
     def run(*operands: jax.Array) -> list[jax.Array]:
         a = jnp.moveaxis(operands[matrix], axes[matrix], leading) if turns else operands[matrix]
-        of = axes[vector], leading if turns else axes[matrix]
-        return [product(eqn, operands[vector], a, axes=of, swapped=vector == 1)]
+        of = axes[rows], leading if turns else axes[matrix]
+        made = product(eqn, operands[rows], a, axes=of, swapped=rows == 1)
+        return [jnp.moveaxis(made, *places) if rows == 1 else made]
 
     return run
+
+
+def rows_of(eqn: Equation, is_weight: Callable[[Atom], bool]) -> int:
+    """How many rows a weight is applied to by an equation; 1 where it is no product of a weight."""
+    weights = [is_weight(atom) for atom in eqn.invars]
+    if eqn.primitive.name == "conv_general_dilated" and weights == [False, True]:
+        return concrete(shape_of(eqn.invars[0]).shape[eqn.params["dimension_numbers"].lhs_spec[0]])
+    axes = contracted_axes(eqn)
+    if axes is None or sum(weights) != 1:
+        return 1
+    return concrete(math.prod(_free_axes(eqn, axes)[weights.index(False)]))
+
+
+def _free_axes(eqn: Equation, contracted: tuple[tuple[int, ...], tuple[int, ...]]) -> list[list[int]]:
+    """The sizes of the axes of a product's operands that are not contracted."""
+    shapes = [shape_of(atom).shape for atom in eqn.invars]
+    return [[n for i, n in enumerate(shape) if i not in of] for shape, of in zip(shapes, contracted, strict=True)]
 
 
 # What equations cost.
@@ -287,7 +368,8 @@ def operations(eqn: Equation) -> float:
     if eqn.primitive.name != "dot_general":
         return math.inf
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    return 2.0 * shape_of(eqn.outvars[0]).size * math.prod(shape_of(eqn.invars[0]).shape[axis] for axis in contracted)
+    length = math.prod(shape_of(eqn.invars[0]).shape[axis] for axis in contracted)
+    return 2.0 * concrete(shape_of(eqn.outvars[0]).size) * concrete(length)
 
 
 def is_costly(eqn: Equation) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Leaves = list[Any]
 """Arrays, or None."""
@@ -36,7 +37,46 @@ def add(some: Leaves, more: Leaves) -> Leaves:
 
 def zeros(shape: tuple[int, ...], leaves: Leaves) -> Leaves:
     """Zeros of `shape` in front of the axes of each leaf."""
-    return jax.tree.map(lambda a: jnp.zeros((*shape, *a.shape), a.dtype), leaves)
+    return jax.tree.map(lambda a: full((*shape, *a.shape), a.dtype, varying(a)), leaves)
+
+
+# Inside a `shard_map`, types tell along which axes of the mesh an array varies. States, inputs and all that is made of
+# them vary along all axes along which any argument does; params do as they do, and their gradients are sums.
+
+
+def varying(leaf: Any) -> frozenset[Any]:
+    """The axes of the mesh along which an array, or what has its type, varies."""
+    kind = jax.typeof(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf
+    if hasattr(kind, "manual_axis_type"):
+        return frozenset(getattr(kind.manual_axis_type, "varying", None) or ())
+    return frozenset(getattr(kind, "vma", None) or ())  # before JAX 0.9
+
+
+def vary(leaf: Any, axes: frozenset[Any]) -> Any:
+    """The same, as varying along these axes, too."""
+    more = tuple(sorted(axes - varying(leaf)))
+    if not more:
+        return leaf
+    pcast = getattr(jax.lax, "pcast", None)  # before JAX 0.9 `pvary`
+    return pcast(leaf, more, to="varying") if pcast else getattr(jax.lax, "pvary")(leaf, more)  # noqa: B009
+
+
+def sum_like(bar: Any, leaf: Any) -> Any:
+    """The cotangent of what `vary` made of a leaf as that of the leaf: the sum along the axes along which it is one."""
+    axes = tuple(sorted(varying(bar) - varying(leaf)))
+    return jax.lax.psum(bar, axes) if axes else bar
+
+
+def full(shape: tuple[int, ...], dtype: Any, axes: frozenset[Any] = frozenset()) -> jax.Array:
+    """Zeros, of keys too, that vary along these axes."""
+    return vary(jax.lax.full(shape, 0, dtype), axes)
+
+
+def shape_like(leaf: Any, axes: int = 0) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a leaf without its first axes; it varies as the leaf does."""
+    if not varying(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype)
+    return jax.eval_shape(lambda: full(leaf.shape[axes:], leaf.dtype, varying(leaf)))
 
 
 def where(mask: jax.Array, leaves: Leaves) -> Leaves:
@@ -51,12 +91,22 @@ def expand_dims_like(some: jax.Array, other: jax.Array) -> jax.Array:
 
 def accumulator(dtype: Any) -> Any:
     """The dtype in which sums of `dtype` over time are kept: at least single precision."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
 def divide(a: Any, b: jax.Array) -> jax.Array:
     """a / b, 0 where b is 0: the mean of nothing."""
-    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+    nothing = b == 0
+    return jnp.where(nothing, jnp.zeros_like(b), a / jnp.where(nothing, jnp.ones_like(b), b))
+
+
+SYMBOLIC = 32
+"""What a size counts as that is not known while tracing, `jax.export`'s symbolic ones, where costs are weighed."""
+
+
+def concrete(size: Any) -> int:
+    """The size, or what it counts as."""
+    return size if isinstance(size, int) else SYMBOLIC
 
 
 def is_key(leaf: Any) -> bool:

@@ -50,7 +50,7 @@ def min_cut_residuals(
                 before[out] = of_rows
                 if is_costly(eqn) and out in among:
                     sources.append(out)
-    size = {v: bytes_of(v) for v in before}
+    size = {v: max(1, bytes_of(v)) for v in before}
     too_much = sum(size.values())
     return minimum_cut(before, {v: s if v in among else too_much for v, s in size.items()}, sources, read)
 

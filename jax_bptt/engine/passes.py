@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import (
+    NOTHING,
     Call,
     FlatCall,
     Objective,
+    Recurrence,
+    Wanted,
     flatten_call,
     objective_of,
     unflatten_gradients,
@@ -42,8 +44,9 @@ def value_and_gradient(
     **asked: Unpack[Asked],
 ) -> tuple[tuple[jax.Array, PyTree], PyTree]:
     """The loss of a call, the state that the schedule returns, and the gradient, in the structures of the user."""
-    wrt = (argnums,) if isinstance(argnums, int) else argnums
-    flat, state, got = backpropagate(call, schedule, wrt, reduction=reduction, **asked)
+    several = (argnums,) if isinstance(argnums, int) else argnums
+    wanted = Wanted(params=0 in several, xs=2 in several)
+    flat, state, got = backpropagate(call, schedule, wanted, reduction=reduction, **asked)
     params_bar = flat.pull_weights(got.weights_bar)
     grads = unflatten_gradients(call, argnums, schedule.burn_in, params_bar, got.start_bar, got.xs_bar)
     return (got.loss.astype(call.loss_dtype), unflatten_state(call, state)), grads
@@ -52,7 +55,7 @@ def value_and_gradient(
 def backpropagate(
     call: Call,
     schedule: Schedule,
-    argnums: Sequence[int] = (),
+    wanted: Wanted = NOTHING,
     *,
     deltas: bool = False,
     reduction: Reduction = "sum",
@@ -61,13 +64,13 @@ def backpropagate(
     """What is differentiated, the state that the schedule returns, and the gradient.
 
     Args:
-        argnums: with respect to what beside the state: 0 params, 2 xs.
+        wanted: with respect to what beside the state.
         deltas: whether δ of every state is wanted, of exact BPTT.
         asked: what the user asked of the plan.
     """
-    flat, state = run_burn_in(flatten_call(call, argnums), schedule)
+    flat, state = run_burn_in(flatten_call(call, wanted), schedule)
     recurrence = flat.recurrence
-    plan = choose_plan(schedule, call.batch, recurrence.pullback.recomputation, **asked)
+    plan = plan_of(recurrence, schedule, **asked)
     end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
     if state is None:
         ahead, state = schedule.returned - schedule.burn_in, end
@@ -78,12 +81,18 @@ def backpropagate(
     return flat, state, got
 
 
+def plan_of(recurrence: Recurrence, schedule: Schedule, **asked: Unpack[Asked]) -> Plan:
+    """The plan of a recurrence's passes."""
+    once = bool(recurrence.parts.once)
+    return choose_plan(schedule, recurrence.rows, recurrence.pullback.recomputation, once, **asked)
+
+
 def run_burn_in(flat: FlatCall, schedule: Schedule) -> tuple[FlatCall, Leaves | None]:
     """What is left after the burn-in; and the state that is returned, if that is one of the burn-in."""
     if not schedule.burn_in:
         return flat, None
     inputs = jax.tree.map(lambda a: a[: schedule.burn_in], flat.inputs)
-    windows = choose_windows(schedule.burn_in, flat.recurrence.batch[0])
+    windows = choose_windows(schedule.burn_in, flat.recurrence.rows)
     end, checkpoints, _ = run_forward(flat.recurrence, flat.state, inputs, windows, "boundaries")
     state = end if schedule.returned == schedule.burn_in else None
     if schedule.returned < schedule.burn_in:
@@ -124,7 +133,7 @@ def run_reverse(
 
     timed = flat.inputs, objective.targets, objective.mask, checkpoints.trajectory
     delta = combine(delta, zeros((), differentiable(flat.state)))
-    carry = jnp.zeros((), objective.dtype), wide_zeros(wrt.weights), zeros((), wrt.reset_to), delta
+    carry = objective.zero, wide_zeros(wrt.weights), zeros((), wrt.reset_to), delta
     carry, out = scan_windows(window, carry, timed, plan.windows, stored=checkpoints.starts, reverse=True)
     loss, weights_bar, reset_bar, start_bar = carry
     return Gradient(loss, from_wide(weights_bar, wrt.weights), start_bar, reset_bar, *join(out))

@@ -47,19 +47,30 @@ class Plan(NamedTuple):
     lanes: int  # windows of truncation side by side; 1 of exact BPTT
 
 
-def choose_plan(schedule: Schedule, batch: int, recomputation: Recomputation, **asked: Unpack[Asked]) -> Plan:
-    """The plan, as the user asked for it."""
+def choose_plan(
+    schedule: Schedule, rows: int, recomputation: Recomputation, once: bool = False, **asked: Unpack[Asked]
+) -> Plan:
+    """The plan, as the user asked for it.
+
+    Args:
+        rows: how many rows a time step multiplies with a weight: the batch.
+        once: whether there are values that may be made but once, so that states are saved where nothing should be.
+    """
     save = asked.get("save") or default_save(recomputation)
+    if once and save == "boundaries":
+        save = "states"
     grid = schedule.grid
     if grid is None:
-        return Plan(choose_windows(schedule.steps, batch, save, asked.get("window")), save, 1)
-    lanes = asked.get("lanes") or default_lanes(grid, batch)
+        return Plan(choose_windows(schedule.steps, rows, save, asked.get("window")), save, 1)
+    lanes = asked.get("lanes") or default_lanes(grid, rows)
     return Plan(Windows(schedule.steps, grid.k1), save, min(grid.blocks, lanes))
 
 
-def choose_windows(steps: int, batch: int, save: Save = "states", window: int | None = None) -> Windows:
-    """How time is cut where nothing is truncated."""
-    return Windows(steps, min(steps, window or default_window(steps, batch, save)))
+def choose_windows(steps: int, rows: int, save: Save = "states", window: int | None = None) -> Windows:
+    """How time is cut where nothing is truncated; not at all where the number of steps is symbolic."""
+    if not isinstance(steps, int):
+        return Windows(steps, steps)
+    return Windows(steps, min(steps, window or default_window(steps, rows, save)))
 
 
 def default_save(recomputation: Recomputation) -> Save:
@@ -67,7 +78,7 @@ def default_save(recomputation: Recomputation) -> Save:
     return "dots" if recomputation.operations >= SAVE_FROM * recomputation.bytes else "states"
 
 
-def default_window(steps: int, batch: int, save: Save = "states") -> int:
+def default_window(steps: int, rows: int, save: Save = "states") -> int:
     """The number of steps in a window.
 
     Where every state is saved, about 1024 rows, which is enough for an efficient matrix product, but 16 to 64 steps and
@@ -78,12 +89,12 @@ def default_window(steps: int, batch: int, save: Save = "states") -> int:
 
     A size within a factor of two that divides T is preferred, so that all windows are alike.
     """
-    wanted = max(16, min(64, 1024 // batch, steps // 4)) if save != "boundaries" else max(1, round(math.sqrt(steps)))
+    wanted = max(16, min(64, 1024 // rows, steps // 4)) if save != "boundaries" else max(1, round(math.sqrt(steps)))
     near = [size for size in range((wanted + 1) // 2, 2 * wanted + 1) if steps % size == 0]
     return min(steps, min(near, key=lambda size: abs(math.log(size / wanted)), default=wanted))
 
 
-def default_lanes(grid: Grid, batch: int) -> int:
+def default_lanes(grid: Grid, rows: int) -> int:
     """The number of windows of truncation side by side.
 
     As many as make 32 rows in a hop. Where the batch alone has them, still two, and four times as many as each reaches
@@ -93,7 +104,7 @@ def default_lanes(grid: Grid, batch: int) -> int:
     windows were hardly faster, and took up to ten times the memory; fewer rows were slower by a third.)
     """
     for_memory = max(1 + grid.reach, grid.blocks // 4)
-    return min(grid.blocks, max(-(-32 // batch), min(max(2, 4 * grid.reach), for_memory)))
+    return min(grid.blocks, max(-(-32 // rows), min(max(2, 4 * grid.reach), for_memory)))
 
 
 def narrow_first(left: int, right: int) -> bool:

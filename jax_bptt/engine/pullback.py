@@ -15,6 +15,8 @@ computes (δ_t ⊙ (1 − h_t²)) A.
 
 import functools
 import itertools
+import math
+import operator
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ from jax_bptt.engine import graph
 from jax_bptt.engine.factored import Cotangent, evaluate_factored
 from jax_bptt.engine.leaves import Leaves, combine, differentiable, only, split_list
 from jax_bptt.engine.partition import Recomputation, derived_states, min_cut_residuals, recomputation
+from jax_bptt.engine.split import SplitStep
 
 
 class Pullback(NamedTuple):
@@ -41,6 +44,8 @@ class Pullback(NamedTuple):
     derived: tuple[bool, ...]
     #: `after` of weights, before, drive, after and residuals, in which derived leaves of the states may be None.
     derive: Callable[[Leaves, Leaves, Leaves, Leaves, Leaves], Leaves]
+    #: The residuals of weights, before, drive and after.
+    complete: Callable[[Leaves, Leaves, Leaves, Leaves], Leaves]
     recomputation: Recomputation  # what it takes to compute the residuals again
     #: Per leaf of δ before the step: the leaves of δ after it that it is elementwise in; None where it is not.
     elementwise: tuple[Collection[int] | None, ...]
@@ -53,7 +58,7 @@ def split_pullback(
     drive: Leaves,
     costly: tuple[bool, ...],
     *,
-    transpose: bool = False,
+    transpose_from: float = math.inf,
 ) -> Pullback:
     """Cut the pullback of `transition` into what is fixed, per row, and per step.
 
@@ -61,7 +66,7 @@ def split_pullback(
         transition: `SplitStep.transition_with_effects`.
         weights, before, drive: its arguments, or `jax.ShapeDtypeStruct`s of them, of one example.
         costly: `SplitStep.costly`.
-        transpose: as for `split_step`.
+        transpose_from: as for `split_step`.
     """
     # Every value of the transition, the new state first, so that each can be found again in the pullback's graph. What
     # runs is always made of the transition's own equations: those of its pullback have lost custom derivatives.
@@ -77,36 +82,39 @@ def split_pullback(
     named, before_bar, _ = split_list(joint.outputs, len(values), structure.num_leaves, None)
     S_new = named[: len(S)]
     name = graph.first_index([named], [range(len(named))])
-    level = graph.dependence(joint, [W, [*S, *D], delta])
+    level = graph.dependence(joint, [W, [*S, *D], delta], once=1)
+
+    def is_weight(atom: graph.Atom) -> bool:
+        return isinstance(atom, graph.Var) and level[atom] == 0
+
     saved = min_cut_residuals(joint, level, [*S, *S_new], itertools.compress(D, costly), name)
 
     found: list[frozenset[int] | None] = []
 
     def recursion(weights: Leaves, rows: Leaves, delta_values: Leaves) -> Leaves:
         known = graph.first_index([W, [*S_new, *saved, *S, *D]], [weights, rows])
-        terms = evaluate_factored(joint, known, dict(zip(delta, delta_values, strict=True)), before_bar, transpose)
+        of_delta = dict(zip(delta, delta_values, strict=True))
+        terms = evaluate_factored(joint, known, of_delta, before_bar, is_weight, transpose_from)
         found[:] = [c.leaves() if isinstance(c, Cotangent) else frozenset() for c in terms]
         return [c.value() if isinstance(c, Cotangent) else c for c in terms]
 
-    rows = [*before, *map(graph.shape_of, saved), *before, *drive]
-    fix, linearise, pull = _cut(recursion, weights, rows, jax.tree.leaves(differentiable(before)))
-    of_saved = [values[name[v]] for v in saved]
-    cheap = [v for v, is_costly in zip(groups[2], costly, strict=True) if not is_costly]
-    derived = derived_states(forwards, groups[1], [*groups[0], *cheap, *of_saved])
     exact = [i for i, leaf in enumerate(differentiable(before)) if leaf is not None]
-    elementwise = dict(zip(exact, (of and tuple(exact[j] for j in sorted(of)) for of in found), strict=True))
-    outputs = [*forwards.outputs, *of_saved]
+    known = [*before, *map(graph.shape_of, saved), *before, *drive]
+    fix, linearise, pull = _cut(recursion, weights, known, [before[i] for i in exact])
+    of_saved = [values[name[v]] for v in saved]
+    cheap = itertools.compress(groups[2], map(operator.not_, costly))
+    derived = derived_states(forwards, groups[1], [*groups[0], *cheap, *of_saved])
+    elementwise = {i: of and tuple(exact[j] for j in sorted(of)) for i, of in zip(exact, found, strict=True)}
     return Pullback(
-        advance=_in_two(graph.extract_grouped(forwards, groups, outputs)),
-        advance_with_effects=_in_two(graph.extract_grouped(forwards, groups, outputs, effects=True)),
+        advance=_with_residuals(forwards, groups, of_saved),
+        advance_with_effects=_with_residuals(forwards, groups, of_saved, effects=True),
         fix=fix,
         linearise=lambda weights, before, drive, after, saved: linearise(weights, [*after, *saved, *before, *drive]),
-        pull=lambda fixed, coefficients, delta: jax.tree.unflatten(
-            structure, pull(fixed, coefficients, jax.tree.leaves(delta))
-        ),
+        pull=lambda fixed, rows, delta: jax.tree.unflatten(structure, pull(fixed, rows, jax.tree.leaves(delta))),
         residuals=[graph.shape_of(v) for v in saved],
         derived=derived,
         derive=_without(derived, forwards, groups, of_saved),
+        complete=_after_first(graph.extract_grouped(forwards, [forwards.outputs, *groups], of_saved)),
         recomputation=recomputation(forwards, saved, itertools.compress(groups[1], derived)),
         elementwise=tuple(elementwise.get(i, ()) for i in range(len(before))),
     )
@@ -126,14 +134,46 @@ def _values_and_pullback(
     return values, delta_before, (weights_bar, drive_bar)
 
 
-def _in_two(run: Callable[..., Leaves]) -> Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]:
-    """The state after the step, and what else the function returns."""
+def _with_residuals(
+    forwards: graph.Graph, groups: list[list[graph.Var]], residuals: list[graph.Atom], effects: bool = False
+) -> Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]:
+    """The state after the step, and the residuals."""
+    run = graph.extract_grouped(forwards, groups, [*forwards.outputs, *residuals], effects)
 
     def advance(weights: Leaves, before: Leaves, drive: Leaves) -> tuple[Leaves, Leaves]:
         after, residuals = split_list(run(weights, before, drive), len(before), None)
         return after, residuals
 
     return advance
+
+
+def _after_first(run: Callable[..., Leaves]) -> Callable[[Leaves, Leaves, Leaves, Leaves], Leaves]:
+    """As `run`, with the state after the step, which it takes first, as the last argument."""
+    return lambda weights, before, drive, after: run(after, weights, before, drive)
+
+
+def only_forwards(parts: SplitStep, leaves: int) -> Pullback:
+    """That of a step which is not differentiated: what is run forwards, and nothing else."""
+
+    def without_residuals(run: Callable[[Leaves, Leaves, Leaves], Leaves]) -> Callable:
+        return lambda weights, before, drive: (run(weights, before, drive), [])
+
+    def nothing(*_: Leaves) -> Leaves:
+        raise AssertionError("a step that is only run forwards was differentiated")
+
+    return Pullback(
+        advance=without_residuals(parts.transition),
+        advance_with_effects=without_residuals(parts.transition_with_effects),
+        fix=nothing,
+        linearise=nothing,
+        pull=nothing,
+        residuals=[],
+        derived=(False,) * leaves,
+        derive=nothing,
+        complete=nothing,
+        recomputation=Recomputation(0, 0),
+        elementwise=(None,) * leaves,
+    )
 
 
 def _without(

@@ -21,7 +21,7 @@ import numpy as np
 
 from jax_bptt.engine.flatten import FlatCall, Inputs, Objective, Recurrence, Wrt
 from jax_bptt.engine.forward import Checkpoints, Rows, Trajectory, rematerialise, rows_of
-from jax_bptt.engine.leaves import Leaves, add, differentiable, where, zeros
+from jax_bptt.engine.leaves import Leaves, add, differentiable, expand_dims_like, full, varying, where, zeros
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
 from jax_bptt.engine.schedule import Grid
 from jax_bptt.engine.window_gradient import (
@@ -38,7 +38,7 @@ from jax_bptt.model import PyTree
 
 
 class Blocks(NamedTuple):
-    """Time in blocks, those in front of the first step and the rest of the last one filled up; `[q + n, k1, B, …]`."""
+    """Time in blocks, copies of the first one in front, and the rest of the last one filled up; `[q + n, k1, B, …]`."""
 
     inputs: Inputs
     targets: PyTree
@@ -61,13 +61,13 @@ def sum_of_windows(
         grid: where truncation cuts; with no more context than windows reach back over.
         lanes: windows side by side.
     """
-    wrt, batch = flat.wrt, flat.recurrence.batch
+    wrt = flat.wrt
     blocks = _in_blocks(flat, checkpoints, objective, grid)
     shape = blocks.times.shape
 
     def group(carry: Any, blocks: Blocks, _: None, size: int) -> tuple[Any, None]:
         loss, weights_bar, start_bar, reset_bar, xs_bar = carry
-        recurrence = flat.recurrence._replace(batch=(grid.reach + size, *batch))
+        recurrence = flat.recurrence._replace(lanes=(grid.reach + size,))
         gradient = _gradient_of_group(recurrence, blocks, objective, delta, wrt, grid, size)
         start_bar, reset_bar = add(start_bar, gradient.start_bar), add(reset_bar, gradient.reset_bar)
         here = jax.tree.map(_side_by_side, gradient.xs_bar)
@@ -76,11 +76,11 @@ def sum_of_windows(
         return (loss + gradient.loss, weights_bar, start_bar, reset_bar, xs_bar), None
 
     carry = (
-        jnp.zeros((), objective.dtype),
+        objective.zero,
         wide_zeros(wrt.weights),
         zeros((), differentiable(flat.state)),
         zeros((), wrt.reset_to),
-        jax.tree.map(lambda w: jnp.zeros((*shape, *w.shape[1:]), w.dtype), wrt.xs),
+        jax.tree.map(lambda w: full((*shape, *w.shape[1:]), w.dtype, varying(w)), wrt.xs),
     )
     windows = Windows(grid.blocks, lanes, overlap=grid.reach)
     (loss, weights_bar, start_bar, reset_bar, xs_bar), _ = scan_windows(group, carry, blocks, windows)
@@ -98,19 +98,22 @@ def _gradient_of_group(
         _side_by_side, (blocks.inputs, blocks.targets, blocks.mask, blocks.saved)
     )
     rows = rows_of(recurrence, blocks.starts, rematerialise(recurrence, blocks.starts, saved, inputs, grid.k1), inputs)
+    there = ((times >= 0) & (times < grid.steps)).T  # [k1, N]
+    if grid.rest:  # what follows the last step is no row of any run: in its place the first one of its block
+        rows, targets = jax.tree.map(lambda a: jnp.where(expand_dims_like(there, a), a, a[:1]), (rows, targets))
     credit = _credit(recurrence, rows, objective._replace(targets=targets, mask=mask), wrt, grid, lanes)
-    is_last = jnp.equal(times[grid.reach :].T + 1, grid.steps)[..., None]  # [k1, lanes, 1]
+    is_last = jnp.equal(times[grid.reach :].T + 1, grid.steps)  # [k1, lanes]
     from_end = jax.tree.map(lambda d: jnp.broadcast_to(d, (grid.k1, lanes, *d.shape)), delta)
     credit = credit._replace(to_after=add(credit.to_after, where(is_last, from_end)))
 
     # δ, one lane per window, and of all of it what arrives at the outset: in lanes that begin there or pass by.
-    starts, reset_bar, deltas = _hops(recurrence, rows, credit, wrt, grid, lanes)
-    begin = (times[grid.reach :, -1] + 1 == grid.k2)[:, None]  # [lanes, 1]
+    starts, reset_bar, deltas = _hops(recurrence, rows, there, credit, wrt, grid, lanes)
+    begin = times[grid.reach :, -1] + 1 == grid.k2  # [lanes]
     start_bar = jax.tree.map(lambda d: d.sum(0), where(begin, starts))
     if grid.padded:
-        passed = where((times.T == -1)[..., None], deltas)  # [k1, N, 1]
+        passed = where(times.T == -1, deltas)  # [k1, N]
         start_bar = add(start_bar, jax.tree.map(lambda d: d.sum((0, 1)), passed))
-        deltas = where(((times >= 0) & (times < grid.steps)).T[..., None], deltas)
+        deltas = where(there, deltas)
 
     weights_bar, xs_bar = immediate_partials(recurrence, rows, deltas, wrt)
     weights_bar, xs_bar = add(weights_bar, credit.weights_bar), add(xs_bar, credit.xs_bar)
@@ -121,21 +124,22 @@ def _gradient_of_group(
 def _credit(recurrence: Recurrence, rows: Rows, objective: Objective, wrt: Wrt, grid: Grid, lanes: int) -> Credit:
     """From the losses of all blocks, or of those that the lanes begin in; to xs, of all blocks in either case."""
     if grid.losses == "all":
-        counts = jnp.asarray(_lane_counts(grid, lanes), objective.dtype)[..., None]
+        counts = jnp.asarray(_lane_counts(grid, lanes), objective.zero.dtype)
         return credit_from_losses(recurrence, rows, objective, wrt, counts)
     of_lanes = rows, objective.targets, objective.mask
     own, targets, mask = jax.tree.map(lambda a: a[:, grid.reach :], of_lanes)
-    recurrence = recurrence._replace(batch=(lanes, *recurrence.batch[1:]))
+    recurrence = recurrence._replace(lanes=(lanes,))
     credit = credit_from_losses(recurrence, own, objective._replace(targets=targets, mask=mask), wrt)
     return credit._replace(xs_bar=jax.tree.map(lambda a: _pad(a, grid.reach), credit.xs_bar))
 
 
 def _hops(
-    recurrence: Recurrence, rows: Rows, credit: Credit, wrt: Wrt, grid: Grid, lanes: int
+    recurrence: Recurrence, rows: Rows, there: jax.Array, credit: Credit, wrt: Wrt, grid: Grid, lanes: int
 ) -> tuple[Leaves, Leaves, Leaves]:
     """The recursion of δ in all lanes of a group of N = q + lanes blocks.
 
     Args:
+        there: where rows are steps, `[k1, N]`.
         credit: to the states of all blocks where all losses count, else of the lanes' own.
 
     Returns:
@@ -143,9 +147,10 @@ def _hops(
         after each step, `[k1, N, B, …]`.
     """
     q, k1 = grid.reach, grid.k1
-    coefficients, reset = linearise(recurrence, rows), rows.inputs.reset
+    coefficients = linearise(recurrence, rows)
+    reset = None if rows.inputs.reset is None else where(there, [rows.inputs.reset])[0]
     from_losses = credit.to_after, credit.to_before
-    recurrence = recurrence._replace(batch=(lanes, *recurrence.batch[1:]))
+    recurrence = recurrence._replace(lanes=(lanes,))
 
     def hop(carry: tuple[Leaves, Leaves, Leaves], p: Any, size: int, own: bool) -> tuple[Leaves, Leaves, Leaves]:
         delta, reset_bar, deltas = carry
@@ -163,7 +168,7 @@ def _hops(
         return delta, add(reset_bar, more), deltas
 
     state = differentiable(recurrence.state)
-    shape = recurrence.batch[1:]
+    shape = recurrence.batch
     deltas = zeros((k1, q + lanes, *shape), state)
     carry = zeros((lanes, *shape), state), zeros((lanes,), wrt.reset_to), deltas
     carry = hop(carry, 0, grid.k2 - q * k1 if q == 0 else k1, True)
@@ -183,39 +188,33 @@ def _lane_counts(grid: Grid, lanes: int) -> np.ndarray:
 
 
 def _in_blocks(flat: FlatCall, checkpoints: Checkpoints, objective: Objective, grid: Grid) -> Blocks:
-    """All of time in blocks; the steps that fill them up are like the first one, or the last, and have no loss."""
+    """All of time in blocks; the steps that fill them up have no loss."""
     k1, ahead = grid.k1, grid.front // grid.k1
     times = np.arange(-grid.front, grid.context + grid.blocks * k1).reshape(grid.reach + grid.blocks, k1)
 
-    def in_blocks(a: jax.Array, head: Any = None) -> jax.Array:
-        return _cut(a, k1, ahead, a[0] if head is None else head)
+    def in_blocks(a: jax.Array) -> jax.Array:
+        return _cut(a, k1, ahead)
 
     mask = objective.mask if objective.mask is None else in_blocks(objective.mask)
-    if grid.padded:
-        ones = jnp.ones((*times.shape, *flat.recurrence.batch), objective.dtype)
-        mask = jnp.where(((times >= 0) & (times < grid.steps))[..., None], ones if mask is None else mask, 0)
-    starts = [_joined([jnp.broadcast_to(s[0], (ahead, *s.shape[1:])), s]) for s in _stacked(checkpoints.starts)]
-    saved = checkpoints.trajectory
-    if saved is not None:
-        states = [a if a is None else in_blocks(a, s[0]) for a, s in zip(saved.states, starts, strict=True)]
-        saved = Trajectory(states, jax.tree.map(in_blocks, saved.residuals))
-    x, reset = flat.inputs
-    inputs = Inputs(jax.tree.map(in_blocks, x), None if reset is None else in_blocks(reset, jnp.zeros_like(reset[0])))
-    targets = jax.tree.map(in_blocks, objective.targets)
+    if grid.rest or (grid.padded and grid.losses == "all"):
+        ones = jnp.ones((*times.shape, *flat.recurrence.batch), objective.zero.dtype)
+        mask = where(jnp.asarray((times >= 0) & (times < grid.steps)), [ones if mask is None else mask])[0]
+    starts = [_joined([jnp.broadcast_to(s[:1], (ahead, *s.shape[1:])), s]) for s in _stacked(checkpoints.starts)]
+    inputs, saved, targets = jax.tree.map(in_blocks, (flat.inputs, checkpoints.trajectory, objective.targets))
     return Blocks(inputs, targets, mask, saved, starts, jnp.asarray(times), jnp.arange(len(times)))
 
 
-def _cut(a: jax.Array, k1: int, ahead: int, head: jax.Array) -> jax.Array:
-    """`[T, …]` as `[ahead + ⌈T/k1⌉, k1, …]`: in blocks ahead there is `head`, and after the last step its like."""
+def _cut(a: jax.Array, k1: int, ahead: int) -> jax.Array:
+    """`[T, …]` as `[ahead + ⌈T/k1⌉, k1, …]`: blocks ahead are the first one again, and after the last step is its like.
+
+    So the rows of blocks ahead are rows of a run, too: no derivative is infinite in them that is not so in others.
+    """
     full, shape = len(a) // k1, a.shape[1:]
     last = [a[full * k1 :], jnp.broadcast_to(a[-1:], (-len(a) % k1, *shape))]
-    return _joined(
-        [
-            jnp.broadcast_to(head, (ahead, k1, *shape)),
-            a[: full * k1].reshape(full, k1, *shape),
-            _joined(last).reshape(-(-len(a) // k1) - full, k1, *shape),
-        ]
+    blocks = _joined(
+        [a[: full * k1].reshape(full, k1, *shape), _joined(last).reshape(-(-len(a) // k1) - full, k1, *shape)]
     )
+    return _joined([jnp.broadcast_to(blocks[:1], (ahead, k1, *shape)), blocks])
 
 
 def _joined(parts: list[jax.Array]) -> jax.Array:

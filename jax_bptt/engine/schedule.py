@@ -39,9 +39,14 @@ class Grid(NamedTuple):
         return self.reach * self.k1 - self.context
 
     @property
+    def rest(self) -> int:
+        """The number of steps of the last block where it is not full, else 0."""
+        return (self.steps - self.context) % self.k1
+
+    @property
     def padded(self) -> bool:
         """Whether the blocks have more steps than there are."""
-        return self.front > 0 or (self.steps - self.context) % self.k1 > 0
+        return self.front > 0 or self.rest > 0
 
     def windows(self) -> Iterator[tuple[int, int, int]]:
         """Of each window how many steps are before its first one, before its first loss, and up to its end."""
@@ -74,9 +79,10 @@ class Schedule(NamedTuple):
     grid: Grid | None  # where their credit stops; None where it travels all the way
     returned: int  # after how many of all steps the state is returned
 
-    def counts(self) -> np.ndarray:
-        """How often the loss of each step after the burn-in counts."""
-        return np.ones(self.steps, int) if self.grid is None else self.grid.counts()
+    def counts(self) -> np.ndarray | None:
+        """How often the loss of each step after the burn-in counts; None where all count once."""
+        counts = None if self.grid is None else self.grid.counts()
+        return None if counts is None or (counts == 1).all() else counts
 
 
 def exact(steps: int, burn_in: int = 0, returned: int | None = None) -> Schedule:

@@ -9,10 +9,13 @@ earliest place where all that it depends on is known:
     output  = readout(weights, after, x, before)     takes the new state as given: all steps and examples at once
 
 Each part is made of a subset of the step's own equations. A step that cannot be cut is all transition, and still right.
+What may be made but once, draws of random numbers for a whole batch and results of side effects, is made in the loop,
+and kept as if it were more leaves of the state.
 The same reading cuts the transition's derivative, in `pullback`.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -31,19 +34,22 @@ class SplitStep(NamedTuple):
     #: The transition together with the step's side effects (`jax.debug.print`), for the one pass that shows them.
     transition_with_effects: Callable[[Leaves, Leaves, Leaves], Leaves]
     readout: Callable[[Leaves, Leaves, Leaves, Leaves], PyTree]  # returns the output as the user's pytree
-    from_params: tuple[bool, ...]  # per weight: whether it depends on the params
+    once: Leaves  # shapes of the leaves that follow those of the state: what may be made but once
+    one_by_one: bool  # whether rows are to be computed step by step: what may be made but once is inside a loop
+    rows: int  # how many rows a step of one example multiplies with a weight: more than 1 if it is written for a batch
+    from_params: tuple[frozenset[int], ...]  # per weight: the leaves of the params that it depends on
     costly: tuple[bool, ...]  # per leaf of the drive: whether it takes a product to compute it
     reads_after: tuple[bool, ...]  # per state leaf: whether the readout reads it after the step
     reads_before: tuple[bool, ...]  # per state leaf: whether the readout reads it as it was before the step
 
 
-def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpose: bool = False) -> SplitStep:
+def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpose_from: float = math.inf) -> SplitStep:
     """Cut `step` into its four parts.
 
     Args:
         step: `step(params, state, x) -> (state, output)` of one example.
         params, state, x: what the step is called with, or `jax.ShapeDtypeStruct`s of it, without time and batch axes.
-        transpose: whether weights that stand before a vector in the transition are prepared transposed.
+        transpose_from: rows from which on weights that stand before them in the transition are prepared transposed.
 
     An output is taken as a function of the new state wherever the step computes it from the very value that it
     returns as the state. Equations with side effects stay in the transition, which keeps their order and number.
@@ -51,15 +57,12 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
     whole = graph.trace(step, params, state, x)
     output_structure = whole.structure.children()[1]
     n_params, n_state = len(jax.tree.leaves(params)), len(jax.tree.leaves(state))
+    whole, rows = _rows_first(whole, n_params, n_state, transpose_from)
     P, S, X = split_list(whole.inputs, n_params, n_state, None)
-    if transpose:
-        level = graph.dependence(whole, [[*P, *X], S])
-        loop, _ = graph.backward_slice(whole, whole.outputs[:n_state], lambda v: level[v] < 1, effects=True)
-        in_loop = set(map(id, loop))
-        whole = graph.retrace(whole, lambda eqn: graph.vector_first(eqn, transpose) if id(eqn) in in_loop else None)
-        P, S, X = split_list(whole.inputs, n_params, n_state, None)
     S_new, Y = split_list(whole.outputs, n_state, None)
     level = graph.dependence(whole, [P, X, S])
+    once = _made_once(whole, level, S_new)
+    S_new = [*S_new, *once]
 
     def at(variables: list[graph.Var], wanted: int) -> list[graph.Var]:
         return [v for v in variables if level[v] == wanted]
@@ -74,7 +77,6 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
     weights = list(dict.fromkeys(at([*for_transition, *for_drive, *for_readout], 0)))
 
     readout = graph.extract_grouped(whole, [weights, S_new, X, S], Y)
-    on_params = graph.dependence(whole, [[*X, *S], P])  # of the weights: 1, or 0 for closed-over constants
 
     return SplitStep(
         prepare=graph.extract_grouped(whole, [P], weights),
@@ -84,10 +86,47 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
         readout=lambda weights, after, x, before: jax.tree.unflatten(
             output_structure, readout(weights, after, x, before)
         ),
-        from_params=tuple(on_params[v] == 1 for v in weights),
+        once=list(map(graph.shape_of, once)),
+        one_by_one=any(map(graph.draws_inside, whole.equations)),
+        rows=rows,
+        from_params=tuple(_origins(whole, v, P) for v in weights),
         costly=tuple(
             any(map(graph.is_costly, graph.backward_slice(whole, [v], lambda v: level[v] == 0)[0])) for v in drive
         ),
         reads_after=tuple(v in given and v in for_readout and v not in S_new[:i] for i, v in enumerate(S_new)),
-        reads_before=tuple(v in for_readout and v not in given for v in S),
+        reads_before=(*(v in for_readout and v not in given for v in S), *[False] * len(once)),
     )
+
+
+def _origins(whole: graph.Graph, v: graph.Var, among: list[graph.Var]) -> frozenset[int]:
+    """The places of the variables that `v` is computed from."""
+    met = set(graph.backward_slice(whole, [v], lambda _: False)[1])
+    return frozenset(i for i, origin in enumerate(among) if origin in met)
+
+
+def _rows_first(whole: graph.Graph, n_params: int, n_state: int, transpose_from: float) -> tuple[graph.Graph, int]:
+    """The graph of a step, rows first in products with weights, and their number."""
+    P, S, X = split_list(whole.inputs, n_params, n_state, None)
+    level = graph.dependence(whole, [P, X, S])
+    loop, _ = graph.backward_slice(whole, whole.outputs[:n_state], lambda v: level[v] < 2, effects=True)
+    in_loop = set(map(id, loop))
+
+    def is_weight(atom: graph.Atom) -> bool:
+        return isinstance(atom, graph.Var) and level[atom] == 0
+
+    def rewrite(eqn: graph.Equation) -> Callable | None:
+        return graph.rows_first(eqn, is_weight, transpose_from if id(eqn) in in_loop else math.inf)
+
+    rows = max((graph.rows_of(eqn, is_weight) for eqn in whole.equations), default=1)
+    return (graph.retrace(whole, rewrite) if any(map(rewrite, whole.equations)) else whole), rows
+
+
+def _made_once(whole: graph.Graph, level: Mapping[graph.Var, int], after: list[graph.Atom]) -> list[graph.Var]:
+    """What may be made but once and is read by something else, but for what is a leaf of the state after the step."""
+    makes = [eqn for eqn in whole.equations if graph.makes_once(eqn) and any(level[v] > 0 for v in graph.results(eqn))]
+    made = {v for eqn in makes for v in graph.results(eqn)} - set(graph.variables(after))
+    if not made:
+        return []
+    others = [eqn for eqn in whole.equations if all(eqn is not once for once in makes)]
+    read = {*graph.variables(whole.outputs), *(v for eqn in others for v in graph.variables(eqn.invars))}
+    return [v for eqn in makes for v in graph.results(eqn) if v in made and v in read]

@@ -18,12 +18,15 @@ windows run side by side (`reverse_truncated`).
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import Objective, Recurrence, Wrt
 from jax_bptt.engine.forward import Rows, project_rows, read_rows
-from jax_bptt.engine.leaves import Leaves, add, combine, differentiable, expand_dims_like, only, where, zeros
+from jax_bptt.engine.leaves import Leaves, add, combine, differentiable, expand_dims_like, is_key, only, where, zeros
 from jax_bptt.engine.outer_products import with_outer_products
 from jax_bptt.engine.pullback import transition_partials
+from jax_bptt.engine.windows import scan_steps
+from jax_bptt.model import PyTree
 
 
 class Gradient(NamedTuple):
@@ -71,18 +74,24 @@ def credit_from_losses(
 ) -> Credit:
     """What the losses of all rows say: credit to the states, and the gradient through the readout itself.
 
+    Where a loss is masked, another row is read in the place of that one: what the readout or the loss makes of it, an
+    infinite derivative, is not there to be multiplied by zero.
+
     Args:
         objective: targets and mask are those of the rows.
         counts: how often each row's loss counts, like the mask or with axes of 1; the credit to the states is that of
             counting it once.
     """
-    parts = recurrence.parts
+    parts, (targets, mask) = recurrence.parts, (objective.targets, objective.mask)
+    if objective.masked:
+        assert mask is not None
+        rows, targets = _instead_of(mask, (rows, targets))
 
     def outputs(w: Leaves, after: Leaves, x: Leaves, before: Leaves) -> tuple[Leaves, Any]:
         inputs = rows.inputs._replace(x=combine(x, rows.inputs.x))
         read = Rows(combine(before, rows.before), combine(after, rows.after), [], inputs)
         made = read_rows(recurrence._replace(weights=combine(w, recurrence.weights)), read)
-        return differentiable(jax.tree.leaves(made)), made
+        return only(objective.reads, differentiable(jax.tree.leaves(made))), made
 
     _, pull, made = jax.vjp(
         outputs,
@@ -92,13 +101,38 @@ def credit_from_losses(
         only(parts.reads_before, differentiable(rows.before)),
         has_aux=True,
     )
-    losses, cotangents = objective.pull(made, objective.targets, objective.mask, 1 + len(recurrence.batch))
+    axes = (rows.inputs.steps, *recurrence.lanes, *recurrence.batch)
+    losses, cotangents = objective.pull(made, targets, mask, axes)
     weights_bar, to_after, xs_bar, to_before = with_outer_products(pull, cotangents)
     if counts is not None:
+        counts = expand_dims_like(counts, losses)
         losses = counts * losses
-        counted = jax.tree.map(lambda c: expand_dims_like(counts, c).astype(c.dtype) * c, cotangents)
+        counted = [c if c is None else expand_dims_like(counts, c).astype(c.dtype) * c for c in cotangents]
         weights_bar, _, xs_bar, _ = with_outer_products(pull, counted)
-    return Credit(losses, weights_bar, xs_bar, to_after, to_before)
+    credit = Credit(losses, weights_bar, xs_bar, to_after, to_before)
+    if objective.masked:  # all of them may be
+        assert mask is not None
+        credit = Credit(losses, *(where((mask != 0).any(), bar) for bar in credit[1:]))
+    return credit
+
+
+def _instead_of(mask: jax.Array, rows: PyTree) -> PyTree:
+    """The rows, and the first one that is not masked, if there is one, in the place of those that are.
+
+    It is found by sums, since to index a batch that is divided among devices would gather all of it.
+    """
+    counts, axes = mask != 0, tuple(range(mask.ndim))
+    number = jnp.arange(mask.size).reshape(mask.shape)
+    first = number == jnp.where(counts, number, mask.size).min()
+
+    def replace(a: jax.Array) -> jax.Array:
+        if is_key(a):
+            return a
+        alone = jnp.where(expand_dims_like(first, a), a, jnp.zeros_like(a))
+        one = alone.any(axes) if a.dtype == jnp.bool_ else alone.sum(axes, dtype=a.dtype)
+        return jnp.where(expand_dims_like(counts, a), a, one)
+
+    return jax.tree.map(replace, rows)
 
 
 class Linearised(NamedTuple):
@@ -112,8 +146,8 @@ class Linearised(NamedTuple):
 
 def linearise(recurrence: Recurrence, rows: Rows) -> Leaves:
     """The coefficients of the recursion of δ, of all rows."""
-    of_rows = recurrence.over_rows(recurrence.pullback.linearise, (None, 0, 0, 0, 0))
-    drive = project_rows(recurrence, rows.inputs.x)
+    of_rows = recurrence.over_rows(recurrence.pullback.linearise, (None, 0, 0, 0, 0), rows.inputs.steps)
+    drive = project_rows(recurrence, rows.inputs)
     return of_rows(recurrence.weights, rows.before, drive, rows.after, rows.residuals)
 
 
@@ -143,7 +177,7 @@ def recur(
         return (delta, reset_bar), delta_t
 
     carry = delta, zeros((), only(wrt.reset_to, delta))
-    (start_bar, reset_bar), deltas = jax.lax.scan(back, carry, steps, length=size, reverse=True)
+    (start_bar, reset_bar), deltas = scan_steps(back, carry, steps, size, reverse=True, unroll=recurrence.unroll)
     return start_bar, reset_bar, deltas
 
 
@@ -157,11 +191,12 @@ def immediate_partials(recurrence: Recurrence, rows: Rows, deltas: Leaves, wrt: 
 
     def partials(deltas: Leaves) -> tuple[Leaves, Leaves]:
         def project(weights: Leaves, some: Leaves) -> tuple[Leaves, Leaves]:
-            drive = project_rows(recurrence._replace(weights=combine(weights, recurrence.weights)), combine(some, x))
+            inputs = rows.inputs._replace(x=combine(some, x))
+            drive = project_rows(recurrence._replace(weights=combine(weights, recurrence.weights)), inputs)
             return differentiable(drive), drive
 
         _, pull, drive = jax.vjp(project, wrt.weights, only(wrt.xs, x), has_aux=True)
-        advance = recurrence.over_rows(recurrence.pullback.advance, (None, 0, 0))
+        advance = recurrence.over_rows(recurrence.pullback.advance, (None, 0, 0), rows.inputs.steps)
         known = rows.before, drive, rows.after, rows.residuals
         by_transition, drive_bar = transition_partials(advance, recurrence.weights, known, deltas, wrt.weights)
         by_drive, xs_bar = pull(drive_bar)

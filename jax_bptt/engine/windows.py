@@ -16,6 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jax_bptt.engine.leaves import shape_like
 from jax_bptt.model import PyTree
 
 
@@ -32,12 +33,12 @@ class Windows(NamedTuple):
     @property
     def full(self) -> int:
         """The number of full windows."""
-        return self.steps // self.size
+        return 1 if self.size == self.steps else self.steps // self.size
 
     @property
     def rest(self) -> int:
         """The number of steps in the last window where it is not full, else 0."""
-        return self.steps % self.size
+        return 0 if self.size == self.steps else self.steps % self.size
 
 
 class PerWindow(NamedTuple):
@@ -95,6 +96,22 @@ def scan_windows(
     return carry, PerWindow(full, last)
 
 
+def scan_steps(
+    body: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    timed: PyTree,
+    size: int,
+    *,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+) -> tuple[Any, PyTree]:
+    """`lax.scan` over so many steps, which may be symbolic, of a pytree that may be without leaves."""
+    if isinstance(size, int):
+        return jax.lax.scan(body, carry, timed, length=size, reverse=reverse, unroll=unroll)
+    numbered = jnp.arange(size), timed
+    return jax.lax.scan(lambda carry, step: body(carry, step[1]), carry, numbered, reverse=reverse, unroll=unroll)
+
+
 def join(outs: PerWindow) -> PyTree:
     """Outputs of `[W, …]` of each window, put together along time: `[T, …]`."""
     if outs.full is None:
@@ -112,6 +129,29 @@ def vmap_leading(function: Callable, in_axes: Any, sizes: Sequence[int | None]) 
     return function
 
 
+def map_leading(function: Callable, in_axes: Any, sizes: Sequence[int]) -> Callable:
+    """As `vmap_leading`, but in loops: each call has the shapes that it has by itself."""
+
+    def mapped(function: Callable, size: int) -> Callable:
+        def over(*arguments: Any) -> Any:
+            axes = (in_axes,) * len(arguments) if isinstance(in_axes, int) else in_axes
+
+            def one(_: None, moving: list[Any]) -> tuple[None, Any]:
+                rest = iter(moving)
+                return None, function(
+                    *(a if axis is None else next(rest) for a, axis in zip(arguments, axes, strict=True))
+                )
+
+            moving = [a for a, axis in zip(arguments, axes, strict=True) if axis is not None]
+            return jax.lax.scan(one, None, moving, length=size)[1]
+
+        return over
+
+    for size in reversed(sizes):
+        function = mapped(function, size)
+    return function
+
+
 def without_leading(tree: PyTree, axes: int) -> PyTree:
     """The shapes of one example: `tree` without the first `axes` axes of its leaves."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[axes:], a.dtype), tree)
+    return jax.tree.map(lambda a: shape_like(a, axes), tree)

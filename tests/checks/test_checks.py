@@ -130,7 +130,7 @@ def test_axes_that_are_missing(refuses):
     refuses(ValueError, r"targets: found shape \(5,\), expected \[T, B, …\]", targets=np.zeros(T))
     refuses(ValueError, r"state: found shape \(\), expected \[B, …\]", state=0.0)
     refuses(ValueError, "state: found no arrays in it, expected arrays of", state=())
-    refuses(ValueError, r"xs: found no arrays .* without inputs pass jnp\.zeros\(\(T, B, 0\)\)", xs=None)
+    refuses(TypeError, r"(?s)NoneType.*xs has no arrays in it: the step gets it as it is", xs=None)
 
 
 def test_leaves_that_are_no_arrays(refuses):
@@ -171,7 +171,7 @@ def test_reset(refuses):
 
 @pytest.mark.parametrize("make", FUNCTIONS.values())
 def test_burn_in_and_context_leave_steps(make):
-    with pytest.raises(ValueError, match="burn_in: found 5, expected less than the 5 time steps of xs"):
+    with pytest.raises(ValueError, match="burn_in: found 5, expected less than the 5 time steps"):
         make(CELL, jb.losses.squared_error, burn_in=5)(**GOOD)
     if "context" in inspect.signature(make).parameters:
         with pytest.raises(ValueError, match=r"context: found 4, expected less than the 4 .* after the burn-in"):

@@ -16,8 +16,8 @@ from jax_bptt.engine.graph import (
     is_costly,
     operations,
     retrace,
+    rows_first,
     trace,
-    vector_first,
 )
 from jax_bptt.engine.partition import derived_states
 
@@ -28,7 +28,7 @@ MATRIX, VECTOR = jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(rng.normal(si
 
 def traced(function, *arguments, transpose):
     graph = trace(function, *arguments)
-    return retrace(graph, lambda eqn: vector_first(eqn, transpose)) if transpose else graph
+    return retrace(graph, lambda eqn: rows_first(eqn, transpose_from=1)) if transpose else graph
 
 
 def evaluated(graph, *values):
@@ -76,7 +76,7 @@ def test_a_product_by_an_algorithm_is_not_rewritten():
 
     (eqn,) = trace(product, MATRIX.astype("float32"), VECTOR.astype("float32")).equations
     assert eqn.params["precision"] == algorithm
-    assert vector_first(eqn, transpose=True) is None
+    assert rows_first(eqn, transpose_from=1) is None
 
 
 def test_a_product_with_params_that_are_not_known_is_not_rewritten():

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +15,13 @@ from jax_bptt.engine.split import split_step
 from jax_bptt.engine.windows import without_leading
 
 
-def taken_apart(example, transpose=False):
+def taken_apart(example, transpose_from=math.inf):
     """The pullback of an example's step, and what it is called with."""
-    parts = split_step(example.step, example.params, example.state, example.x, transpose=transpose)
+    parts = split_step(example.step, example.params, example.state, example.x, transpose_from=transpose_from)
     weights = parts.prepare(jax.tree.leaves(example.params))
     before, drive = jax.tree.leaves(example.state), parts.project(weights, jax.tree.leaves(example.x))
-    pullback = split_pullback(parts.transition_with_effects, weights, before, drive, parts.costly, transpose=transpose)
+    arguments = parts.transition_with_effects, weights, before, drive, parts.costly
+    pullback = split_pullback(*arguments, transpose_from=transpose_from)
     return parts, pullback, (weights, before, drive)
 
 
@@ -30,12 +33,12 @@ def pulled(pullback, weights, before, drive, delta):
 
 def check(example, deltas=None):
     """The cotangent of the state, and the immediate partials, equal those of `jax.vjp`, of weights as they are, too."""
-    check_one(example, deltas, transpose=False)
-    return check_one(example, deltas, transpose=True)
+    check_one(example, deltas, transpose_from=math.inf)
+    return check_one(example, deltas, transpose_from=1)
 
 
-def check_one(example, deltas, transpose):
-    parts, pullback, (weights, before, drive) = taken_apart(example, transpose)
+def check_one(example, deltas, transpose_from):
+    parts, pullback, (weights, before, drive) = taken_apart(example, transpose_from)
     delta = differentiable(before)
     if deltas is None:
         delta = [None if d is None else normal(20 + i, *d.shape) for i, d in enumerate(delta)]
@@ -131,11 +134,10 @@ def test_linearisation_computes_no_product(name):
         (lambda A, h: A @ h + h @ A, True),  # read both ways
         (lambda A, h: A @ h + A[0] * h, True),  # the first row is a weight of its own
         (lambda A, h: A @ h + (A * h[None]).sum(1), True),
-        (lambda A, h: (A @ jnp.stack([h, h], axis=1)).sum(1), False),  # no vector
         (lambda A, h: (A * h[None]).sum(1), False),
     ],
 )
-def test_weights_that_stand_before_a_vector_are_prepared_transposed(transition, transposed):
+def test_weights_that_stand_before_rows_are_prepared_transposed(transition, transposed):
     def step(params, h, x):
         h = jnp.tanh(transition(params["A"], h) + params["B"] @ x)
         return h, h
@@ -143,6 +145,15 @@ def test_weights_that_stand_before_a_vector_are_prepared_transposed(transition, 
     parts, _, (weights, before, drive) = check(Example(step, PLAIN, normal(14, H), normal(15, I)))
     assert any(w.shape == (H, H) and (w == PLAIN["A"].T).all() for w in weights) == transposed
     assert "transpose" not in primitives(parts.transition, weights, before, drive)
+
+
+def test_a_weight_that_stands_before_several_rows_is_prepared_transposed():
+    def step(params, h, x):
+        h = jnp.tanh((params["A"] @ jnp.stack([h, h * h], axis=1)).sum(1) + params["B"] @ x)
+        return h, h
+
+    _, _, (weights, _, _) = check(Example(step, PLAIN, normal(14, H), normal(15, I)))
+    assert any(w.shape == (H, H) and (w == PLAIN["A"].T).all() for w in weights)
 
 
 @pytest.mark.parametrize(
