@@ -1,5 +1,6 @@
 """The vocabulary: what a model, a loss and a gradient function are, and the options that they share."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -79,9 +80,14 @@ def step_of(model: Model) -> Step:
     """The step of a model.
 
     Raises:
-        TypeError: if `model` is neither a `Cell` nor callable.
+        TypeError: if `model` is neither a `Cell` nor callable, or is a module of Flax.
     """
     step = model.step if isinstance(model, Cell) else model
+    of_flax = [kind.__module__ for kind in inspect.getmro(type(model)) if kind.__module__.startswith("flax.")]
+    if of_flax:
+        how = "graph, params = nnx.split(module) and lambda params, state, x: nnx.merge(graph, params)(state, x)"
+        how = how if any("nnx" in name for name in of_flax) else "module.apply, whose params are those of module.init"
+        raise TypeError(f"model: found {type(model).__name__}, a module of Flax, expected a function; use {how}")
     if not callable(step):
         raise TypeError(
             f"model: found {type(model).__name__}, expected a function step(params, state, x) -> (state, output) "

@@ -109,6 +109,9 @@ def train_step(
 
         θ ← θ + optimizer(∂L/∂θ),    h_0 ← h_T
 
+    The optimiser gets the conjugate of the gradient of complex params: that of a real loss is, as JAX has it, the
+    conjugate of the direction of steepest ascent.
+
     Args:
         gradient: any gradient function of the library with respect to the params (`argnums=0`), or another one called
             like `jax.value_and_grad(…, has_aux=True)`: `(params, carry, xs, targets, …) -> ((loss, carry), grads)`.
@@ -317,8 +320,6 @@ def _updated(
     grads: PyTree,
 ) -> tuple[TrainState, Metrics]:
     """One step of the optimiser, and what there is to tell of it."""
-    # The gradient of a real loss with respect to z = a + ib is ∂/∂a − i ∂/∂b as JAX has it: of steepest ascent is its
-    # conjugate, to which optax does nothing.
     uphill = jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
     updates, opt_state = optimizer.update(uphill, old.opt_state, old.params)
     params = optax.apply_updates(old.params, updates)

@@ -121,8 +121,8 @@ def difference(got: Any, want: Any) -> float:
     """The largest relative difference of any leaf: max |got − want| / max |want|."""
     worst = 0.0
     for a, b in _pairs(got, want):
-        largest = np.abs(a - b).max()
-        worst = max(worst, largest and largest / max(np.abs(b).max(), 1e-300))
+        largest = np.abs(a - b).max(initial=0)
+        worst = max(worst, largest and largest / max(np.abs(b).max(initial=0), 1e-300))
     return float(worst)
 
 
@@ -152,6 +152,8 @@ def _difference_as_a_whole(got: Any, want: Any) -> float:
 def _pairs(got: Any, want: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     pairs = []
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
         a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
         assert a.shape == b.shape
         assert np.isfinite(a).all()

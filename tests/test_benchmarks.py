@@ -48,6 +48,12 @@ def test_unknown_options_are_named(options, message, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_scans_beside_each_other():
+    done = benchmark("--quick", "--repeats", "1", module="tests.benchmarks.scans")
+    assert done.returncode == 0, done.stderr
+    assert [row.split()[0] for row in done.stdout.splitlines()[1:]] == ["elman", "gru", "lstm"]
+
+
 def test_a_checkout_beside_itself(tmp_path):
     options = "--quick", "--cells", "elman", "--repeats", "1", "--compilations", "1"
     done = benchmark(str(ROOT), *options, module="tests.benchmarks.checkouts")

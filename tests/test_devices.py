@@ -76,6 +76,67 @@ def test_shard_map_and_a_sum(mesh, name):
     assert difference(jax.jit(of_parts)(*divided(mesh, args)), gradient(*args)) <= 1e-12
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("name", ["bptt", "truncated_bptt"])
+def test_shard_map_as_it_is_by_default(mesh, name, reduction):
+    """The gradient of what is everywhere comes out summed, as that of `jax.grad`; a mean is over what all devices have.
+
+    The state begins with zeros that are made inside, so that the types alone do not say that it varies.
+    """
+    problem = PROBLEMS["lstm"]
+    k = (2, 5) if name == "truncated_bptt" else ()
+    params, state, xs, targets = arguments(problem, 2, 9, 4)
+    zero = jax.tree.map(np.zeros_like, state)
+    mask = np.random.default_rng(0).uniform(size=(9, 4)) * [1, 0, 1, 1]
+    options = {"argnums": (0, 1, 2), "reduction": reduction}
+    gradient = getattr(jb, name)(problem.model, problem.loss, *k, **options)
+
+    def of_part(params, xs, targets, mask):
+        state = jax.tree.map(lambda s: jax.numpy.zeros((2, *s.shape[1:])), zero)
+        (loss, state), (params_bar, _, xs_bar) = gradient(params, state, xs, targets, mask)
+        return (jax.lax.psum(loss, "batch"), state), params_bar, xs_bar
+
+    inputs = NOWHERE, OF_TIME, OF_TIME, OF_TIME
+    of_parts = jax.shard_map(of_part, mesh=mesh, in_specs=inputs, out_specs=((NOWHERE, BATCH), NOWHERE, OF_TIME))
+    value, (params_bar, _, xs_bar) = gradient(params, zero, xs, targets, mask)
+    assert difference(jax.jit(of_parts)(params, xs, targets, mask), (value, params_bar, xs_bar)) <= 1e-12
+
+
+@pytest.mark.parametrize("options", [{}, {"k1": 2, "k2": 5}, {"save": "boundaries", "window": 4}])
+def test_scan_and_unroll_in_a_shard_map(mesh, options):
+    problem = PROBLEMS["gru"]
+    params, state, xs, _ = arguments(problem, 3, 9, 4)
+
+    def loss(run, params, state, xs):
+        h, outputs = run(params, state, xs)
+        return (outputs**2).sum() + h.sum()
+
+    def by_unroll(params, state, xs):
+        return jb.unroll(problem.model, params, state, xs, **options)
+
+    def by_scan(params, state, xs):
+        step = jax.vmap(problem.model.step, (None, 0, 0))
+        return jb.scan(lambda h, x: step(params, h, x), state, xs, **options)
+
+    specs = NOWHERE, BATCH, OF_TIME
+    want = jax.grad(loss, (1, 2, 3))(by_unroll, params, state, xs)
+    for run in (by_unroll, by_scan):
+        gradient = jax.grad(lambda *args, run=run: loss(run, *args), (0, 1, 2))
+        of_parts = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=specs)
+        assert difference(jax.jit(of_parts)(params, state, xs), want) <= 1e-12
+
+
+def test_masks_move_no_rows(elsewhere, mesh):
+    problem = PROBLEMS["lstm"]
+    args, mask = arguments(problem, 0, 8, 4), np.random.default_rng(0).uniform(size=(8, 4)) < 0.6
+    gradient = jb.bptt(problem.model, problem.loss, window=4)
+    mask_of = jax.device_put(mask, NamedSharding(mesh, OF_TIME))
+    compiled = jax.jit(gradient).lower(*divided(mesh, args), mask_of).compile()
+    for movement in ("all-gather", "all-to-all", "collective-permute"):
+        assert f" {movement}(" not in compiled.as_text()
+    assert difference(compiled(*divided(mesh, args), mask_of), gradient(*args, mask)) <= 1e-12
+
+
 def test_the_gradient_of_the_inputs_stays_where_they_are(elsewhere, mesh):
     problem = PROBLEMS["gru"]
     gradient = jb.truncated_bptt(problem.model, problem.loss, 2, 5, argnums=(1, 2))

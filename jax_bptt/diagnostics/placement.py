@@ -65,7 +65,7 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
     fixed, delta = _operations(pullback.fix, weights), differentiable(before)
 
     def partials(weights: Leaves, rows: tuple[Leaves, Leaves, Leaves, Leaves], deltas: Leaves) -> tuple[Leaves, Leaves]:
-        return transition_partials(pullback.advance, weights, rows, deltas, differentiable(weights))
+        return transition_partials(pullback.again, weights, rows, deltas, differentiable(weights))
 
     def size(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

@@ -207,9 +207,8 @@ def flatten_call(call: Call, wanted: Wanted = NOTHING, *, derive: bool = True) -
     state += [full((*call.batch, *leaf.shape), leaf.dtype, varying(leaf)) for leaf in parts.once]
     if derive:
         drive = jax.eval_shape(parts.project, weights, jax.tree.leaves(one_x))
-        pullback = split_pullback(
-            parts.transition_with_effects, weights, shapes, drive, parts.costly, transpose_from=transpose_from
-        )
+        arguments = parts.transition_with_effects, weights, shapes, drive, parts.costly
+        pullback = split_pullback(*arguments, fixed=parts.fixed, transpose_from=transpose_from)
     else:
         pullback = only_forwards(parts, len(shapes))
     wrt_xs = only(_by_leaf(wanted.xs, xs), differentiable(xs))

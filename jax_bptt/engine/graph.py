@@ -114,6 +114,11 @@ def dependence(graph: Graph, groups: Sequence[Sequence[Var]], once: int = -1) ->
     return level
 
 
+def has_level(level: Mapping[Var, int], wanted: int, atom: Atom) -> bool:
+    """Whether an atom is a variable that depends on that group, and on none after it."""
+    return isinstance(atom, Var) and level[atom] == wanted
+
+
 def backward_slice(
     graph: Graph, outputs: Iterable[Atom], known: Callable[[Var], bool], effects: bool = False
 ) -> tuple[list[Equation], list[Var]]:
@@ -175,6 +180,14 @@ def makes_once(eqn: Equation) -> bool:
     if keys <= {"key<rbg>"}:
         alike |= {"random_split", "random_fold_in"}  # by threefry
     return bool(keys) and eqn.primitive.name.startswith("random_") and eqn.primitive.name not in alike
+
+
+def is_fixed(graph: Graph, atom: Atom) -> bool:
+    """Whether a value may be made but once and has no derivative: as a result of side effects, or of its type."""
+    made = next((eqn for eqn in graph.equations if isinstance(atom, Var) and atom in eqn.outvars), None)
+    if made is None or not makes_once(made):
+        return False
+    return bool(made.effects) or not jnp.issubdtype(shape_of(atom).dtype, jnp.inexact)
 
 
 def draws_inside(eqn: Equation) -> bool:

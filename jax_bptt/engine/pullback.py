@@ -17,8 +17,8 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -34,6 +34,8 @@ class Pullback(NamedTuple):
 
     #: The transition, together with what the pullback needs beside the states.
     advance: Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
+    #: The same of weights, before, drive and after, where of after what may be made but once is taken as given.
+    again: Callable[[Leaves, Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
     #: The same with the step's side effects.
     advance_with_effects: Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]
     fix: Callable[[Leaves], Leaves]
@@ -58,6 +60,7 @@ def split_pullback(
     drive: Leaves,
     costly: tuple[bool, ...],
     *,
+    fixed: tuple[int, ...] = (),
     transpose_from: float = math.inf,
 ) -> Pullback:
     """Cut the pullback of `transition` into what is fixed, per row, and per step.
@@ -66,6 +69,7 @@ def split_pullback(
         transition: `SplitStep.transition_with_effects`.
         weights, before, drive: its arguments, or `jax.ShapeDtypeStruct`s of them, of one example.
         costly: `SplitStep.costly`.
+        fixed: `SplitStep.fixed`.
         transpose_from: as for `split_step`.
     """
     # Every value of the transition, the new state first, so that each can be found again in the pullback's graph. What
@@ -83,10 +87,7 @@ def split_pullback(
     S_new = named[: len(S)]
     name = graph.first_index([named], [range(len(named))])
     level = graph.dependence(joint, [W, [*S, *D], delta], once=1)
-
-    def is_weight(atom: graph.Atom) -> bool:
-        return isinstance(atom, graph.Var) and level[atom] == 0
-
+    is_weight = functools.partial(graph.has_level, level, 0)
     saved = min_cut_residuals(joint, level, [*S, *S_new], itertools.compress(D, costly), name)
 
     found: list[frozenset[int] | None] = []
@@ -107,6 +108,7 @@ def split_pullback(
     elementwise = {i: of and tuple(exact[j] for j in sorted(of)) for i, of in zip(exact, found, strict=True)}
     return Pullback(
         advance=_with_residuals(forwards, groups, of_saved),
+        again=_with_residuals(forwards, groups, of_saved, fixed=fixed),
         advance_with_effects=_with_residuals(forwards, groups, of_saved, effects=True),
         fix=fix,
         linearise=lambda weights, before, drive, after, saved: linearise(weights, [*after, *saved, *before, *drive]),
@@ -135,13 +137,19 @@ def _values_and_pullback(
 
 
 def _with_residuals(
-    forwards: graph.Graph, groups: list[list[graph.Var]], residuals: list[graph.Atom], effects: bool = False
-) -> Callable[[Leaves, Leaves, Leaves], tuple[Leaves, Leaves]]:
-    """The state after the step, and the residuals."""
-    run = graph.extract_grouped(forwards, groups, [*forwards.outputs, *residuals], effects)
+    forwards: graph.Graph,
+    groups: list[list[graph.Var]],
+    residuals: list[graph.Atom],
+    effects: bool = False,
+    fixed: tuple[int, ...] = (),
+) -> Callable[..., tuple[Leaves, Leaves]]:
+    """The state after the step, and the residuals, of weights, before, drive and the `fixed` leaves of after."""
+    known = [[forwards.outputs[i] for i in fixed], *groups]
+    run = graph.extract_grouped(forwards, known, [*forwards.outputs, *residuals], effects)
 
-    def advance(weights: Leaves, before: Leaves, drive: Leaves) -> tuple[Leaves, Leaves]:
-        after, residuals = split_list(run(weights, before, drive), len(before), None)
+    def advance(weights: Leaves, before: Leaves, drive: Leaves, given: Sequence[Any] = ()) -> tuple[Leaves, Leaves]:
+        values = run([given[i] for i in fixed], weights, before, drive)
+        after, residuals = split_list(values, len(before), None)
         return after, residuals
 
     return advance
@@ -158,11 +166,12 @@ def only_forwards(parts: SplitStep, leaves: int) -> Pullback:
     def without_residuals(run: Callable[[Leaves, Leaves, Leaves], Leaves]) -> Callable:
         return lambda weights, before, drive: (run(weights, before, drive), [])
 
-    def nothing(*_: Leaves) -> Leaves:
+    def nothing(*_: Leaves) -> Any:
         raise AssertionError("a step that is only run forwards was differentiated")
 
     return Pullback(
         advance=without_residuals(parts.transition),
+        again=nothing,
         advance_with_effects=without_residuals(parts.transition_with_effects),
         fix=nothing,
         linearise=nothing,
@@ -195,7 +204,7 @@ def transition_partials(
     """Σ (∂⁺h_t/∂w)ᵀ δ_t over all rows, and (∂⁺h_t/∂u_t)ᵀ δ_t of each row, for the weights w and the drive u_t.
 
     Args:
-        advance: `Pullback.advance`, of all rows.
+        advance: `Pullback.again`, of all rows.
         weights: the transition's weights.
         rows: before, drive, after and residuals of all rows, leaves of `[W, B, …]`.
         deltas: δ of the state after each row's step, `[W, B, …]`.
@@ -203,16 +212,15 @@ def transition_partials(
     """
     before, drive, after, residuals = rows
 
-    def pulled(weights, before, drive, deltas):
+    def pulled(weights, before, drive, deltas, after):
         def after_of(some, drive_moving):
-            arguments = combine(some, weights), before, combine(drive_moving, drive)
-            new, residuals = advance(*arguments)
+            new, residuals = advance(combine(some, weights), before, combine(drive_moving, drive), after)
             return differentiable(new), (new, residuals)
 
         _, pull, known = jax.vjp(after_of, only(wrt, weights), differentiable(drive), has_aux=True)
         return pull(deltas), known
 
-    return graph.reuse(pulled, (weights, before, drive, deltas), (after, residuals))
+    return graph.reuse(pulled, (weights, before, drive, deltas, after), (after, residuals))
 
 
 def _cut(function: Callable, weights: Leaves, rows: Leaves, delta: Leaves) -> tuple[Callable, Callable, Callable]:

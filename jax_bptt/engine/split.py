@@ -14,6 +14,7 @@ and kept as if it were more leaves of the state.
 The same reading cuts the transition's derivative, in `pullback`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -35,6 +36,7 @@ class SplitStep(NamedTuple):
     transition_with_effects: Callable[[Leaves, Leaves, Leaves], Leaves]
     readout: Callable[[Leaves, Leaves, Leaves, Leaves], PyTree]  # returns the output as the user's pytree
     once: Leaves  # shapes of the leaves that follow those of the state: what may be made but once
+    fixed: tuple[int, ...]  # the places of leaves that may be made but once and have no derivative
     one_by_one: bool  # whether rows are to be computed step by step: what may be made but once is inside a loop
     rows: int  # how many rows a step of one example multiplies with a weight: more than 1 if it is written for a batch
     from_params: tuple[frozenset[int], ...]  # per weight: the leaves of the params that it depends on
@@ -87,6 +89,7 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
             output_structure, readout(weights, after, x, before)
         ),
         once=list(map(graph.shape_of, once)),
+        fixed=tuple(i for i, v in enumerate(S_new) if graph.is_fixed(whole, v)),
         one_by_one=any(map(graph.draws_inside, whole.equations)),
         rows=rows,
         from_params=tuple(_origins(whole, v, P) for v in weights),
@@ -111,8 +114,7 @@ def _rows_first(whole: graph.Graph, n_params: int, n_state: int, transpose_from:
     loop, _ = graph.backward_slice(whole, whole.outputs[:n_state], lambda v: level[v] < 2, effects=True)
     in_loop = set(map(id, loop))
 
-    def is_weight(atom: graph.Atom) -> bool:
-        return isinstance(atom, graph.Var) and level[atom] == 0
+    is_weight = functools.partial(graph.has_level, level, 0)
 
     def rewrite(eqn: graph.Equation) -> Callable | None:
         return graph.rows_first(eqn, is_weight, transpose_from if id(eqn) in in_loop else math.inf)

@@ -196,7 +196,7 @@ def immediate_partials(recurrence: Recurrence, rows: Rows, deltas: Leaves, wrt: 
             return differentiable(drive), drive
 
         _, pull, drive = jax.vjp(project, wrt.weights, only(wrt.xs, x), has_aux=True)
-        advance = recurrence.over_rows(recurrence.pullback.advance, (None, 0, 0), rows.inputs.steps)
+        advance = recurrence.over_rows(recurrence.pullback.again, (None, 0, 0, 0), rows.inputs.steps)
         known = rows.before, drive, rows.after, rows.residuals
         by_transition, drive_bar = transition_partials(advance, recurrence.weights, known, deltas, wrt.weights)
         by_drive, xs_bar = pull(drive_bar)

@@ -52,7 +52,7 @@ def check_one(example, deltas, transpose_from):
     weights_bar, before_bar, drive_bar = jax.vjp(new_state, *wanted)[1](delta)
     after, kept = pullback.advance(weights, before, drive)
     rows = jax.tree.map(lambda a: a[None], (before, drive, after, kept))
-    of_rows = jax.vmap(pullback.advance, (None, 0, 0))
+    of_rows = jax.vmap(pullback.again, (None, 0, 0, 0))
     by_rows = transition_partials(of_rows, weights, rows, jax.tree.map(lambda d: d[None], delta), wanted[0])
     got = pulled(pullback, weights, before, drive, delta), by_rows[0], jax.tree.map(lambda d: d[0], by_rows[1])
     want = before_bar, weights_bar, drive_bar
