@@ -22,11 +22,12 @@ from jax_bptt.engine.flatten import (
     arrays_of,
     close_step,
     flatten_call,
+    unflatten_like,
     unflatten_state,
     vary_data,
 )
 from jax_bptt.engine.forward import Rows, read_rows, run_forward
-from jax_bptt.engine.leaves import Leaves, sum_like
+from jax_bptt.engine.leaves import Leaves
 from jax_bptt.engine.passes import plan_of, run_reverse
 from jax_bptt.engine.plan import Asked
 from jax_bptt.engine.windows import join, vmap_leading
@@ -212,10 +213,10 @@ def _run(call: Call, truncation: tuple | None, asked: Asked) -> tuple[PyTree, Py
         objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), tuple(c is not None for c in outputs_bar))
         plan = plan_of(flat.recurrence, scheduled, **asked)
         got = run_reverse(flat, checkpoints, objective, state_bar, scheduled, plan)
-        of_params = flat.pull_weights(got.weights_bar)
-        bars = {"state": got.start_bar, "xs": got.xs_bar, "reset_state": got.reset_bar}
-        bars = {name: _like(given[name], bar) for name, bar in bars.items()}
-        return (dict.fromkeys(given) | {"params": of_params} | bars,)
+        # As many cotangents whatever is asked for: in JAX 0.7 one pullback may not return now more, now fewer.
+        bars = {"state": got.start_bar, "xs": got.xs_bar, "reset": [None], "reset_state": got.reset_bar}
+        of_data = {name: unflatten_like(given[name], bar) for name, bar in bars.items()}
+        return (dict.fromkeys(given) | {"params": flat.pull_weights(got.weights_bar)} | of_data,)
 
     run.defvjp(forwards_to_derive, backwards, symbolic_zeros=True)
     return run(given)
@@ -229,13 +230,6 @@ def _pull_given(
         keep = vmap_leading(lambda m, c: jnp.where(m != 0, c, jnp.zeros_like(c)), 0, axes)
         cotangents = jax.tree.map(lambda c: keep(mask, c), cotangents)
     return jnp.zeros(()), cotangents
-
-
-def _like(tree: PyTree, leaves: Leaves) -> PyTree:
-    """Cotangents, the first ones, in the structure of a tree; None is zero."""
-    old, structure = jax.tree.flatten(tree)
-    pairs = zip(leaves[: len(old)], old, strict=True)
-    return jax.tree.unflatten(structure, [bar if bar is None else sum_like(bar, leaf) for bar, leaf in pairs])
 
 
 def _present(tree: PyTree) -> Leaves:

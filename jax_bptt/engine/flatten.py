@@ -320,11 +320,17 @@ def unflatten_state(call: Call, leaves: Leaves) -> PyTree:
 
 
 def unflatten_like(tree: PyTree, leaves: Leaves) -> PyTree:
-    """Cotangents, the first ones, in the structure of `tree`, with zeros of float0 for leaves without a derivative."""
+    """Cotangents, the first ones, in the structure of `tree`; None is zero, of float0 where there is no derivative."""
     old, structure = jax.tree.flatten(tree)
-    nothing = [np.zeros(leaf.shape, jax.dtypes.float0) for leaf in old]
-    summed = [bar if bar is None else sum_like(bar, leaf) for bar, leaf in zip(leaves[: len(old)], old, strict=True)]
-    return jax.tree.unflatten(structure, combine(summed, nothing))
+
+    def of(bar: Any, leaf: Any) -> Any:
+        if bar is not None:
+            return sum_like(bar, leaf)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return full(leaf.shape, leaf.dtype, varying(leaf))
+        return np.zeros(leaf.shape, jax.dtypes.float0)
+
+    return jax.tree.unflatten(structure, list(map(of, leaves[: len(old)], old)))
 
 
 def unflatten_gradients(
