@@ -11,6 +11,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen, nnx
 from problems import difference
 
 import jax_bptt as jb
@@ -162,6 +163,23 @@ def field(scan, params, u, xs):
     return (means**2).sum() + (f.u**2).sum()
 
 
+LINEN = linen.GRUCell(H, param_dtype=jnp.float64)
+GRAPH, WEIGHTS = nnx.split(nnx.LSTMCell(I, H, rngs=nnx.Rngs(0), param_dtype=jnp.float64))
+
+
+def of_linen(scan, params, h, xs):
+    h, outputs = scan(functools.partial(LINEN.apply, params), h, xs)
+    return (outputs**2).sum() + h.sum()
+
+
+def of_nnx(scan, params, state, xs):
+    def body(state, x):
+        return nnx.merge(GRAPH, params)(state, x)
+
+    (c, _), outputs = scan(body, state, xs)
+    return (outputs**2).sum() + c.sum()
+
+
 PARAMS = {"A": normal(0, H, H), "B": normal(1, I, H), "b": normal(2, H), "C": normal(3, H, I), "h0": normal(4, H)}
 PROGRAMS = {
     "rnn": Program(rnn, (PARAMS, normal(5, B, H), normal(6, T, B, I))),
@@ -187,13 +205,20 @@ PROGRAMS = {
         ),
     ),
     "policy": Program(policy, (PARAMS, normal(5, B, H), normal(6, T, B, I))),
+    "linen": Program(
+        of_linen, (LINEN.init(jax.random.key(0), normal(5, B, H), normal(6, B, I)), normal(5, B, H), normal(6, T, B, I))
+    ),
+    "nnx": Program(of_nnx, (WEIGHTS, (normal(5, B, H), normal(6, B, H)), normal(7, T, B, I))),
     "field": Program(field, ({"kernel": normal(0, I, I, 3)}, normal(5, B, I, 7), normal(6, T))),
 }
 OPTIONS = [{}, {"save": "dots"}, {"save": "states", "window": 4}, {"save": "boundaries"}, {"unroll": 3}]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, o) for name in PROGRAMS for o in (OPTIONS if name in ("rnn", "attention", "policy") else OPTIONS[:1])],
+    ids=str,
+)
 def test_is_lax_scan(name, options):
     loss, args = PROGRAMS[name]
     argnums = (0, 1, 2) if args[2] is not None else (0, 1)
@@ -213,7 +238,7 @@ def by_loop(body, carry, xs, length=None, reverse=False):
     return carry, jax.tree.map(lambda *a: jnp.stack(a), *(ys[::-1] if reverse else ys))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", ["rnn", "ode", "spiking", "attention", "policy", "linen", "nnx"])
 def test_hessian_vector_products(name):
     loss, args = PROGRAMS[name]
     direction = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), args[0])
@@ -360,10 +385,11 @@ def test_wrong_options(options, message):
         jb.scan(lambda c, x: (c, x), 0.0, jnp.ones(3), **options)
 
 
-@pytest.mark.parametrize(("k1", "k2"), [(3, 3), (2, 5), (4, 4), (1, 4), (9, 9), (3, 20)])
-@pytest.mark.parametrize("save", ["dots", "boundaries"])
+@pytest.mark.parametrize(
+    ("k1", "k2", "save"), [(3, 3, "dots"), (2, 5, "boundaries"), (4, 9, "dots"), (3, 20, "states")]
+)
 @pytest.mark.parametrize("name", ["rnn", "attention", "ode"])
-def test_truncation_is_that_of_windows(name, save, k1, k2):
+def test_truncation_is_that_of_windows(name, k1, k2, save):
     """By the oracle: each window from a constant, its newest cotangents alone; the last carry's in the last window."""
     loss, args = PROGRAMS[name]
 
