@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from jax_bptt.checks.arguments import Arguments, check_automatic, check_call
-from jax_bptt.checks.options import check_computation, check_count, check_if_truncated
+from jax_bptt.checks.options import check_computation, check_if_truncated
 from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import (
     Call,
@@ -52,13 +53,16 @@ def scan(
         c_t, y_t = f(c_{t−1}, x_t),    t = 1 … T
 
     It takes the place of `jax.lax.scan`: the same arguments in the same order, of the same meaning, with the same
-    results and errors. `f` is written for one example, for a batch or for anything else, and its products with weights
-    are found in it. Without k1 and k2 its gradient is exact, with respect to `init`, `xs` and all that `f` closes over.
-    With them the cotangent of y_t travels back as a loss at t does in `truncated_bptt` with `losses="newest"`, and the
-    cotangent of the last carry to the start of the last window.
+    errors, and the same results up to rounding (a weak type becomes that which it stands for). `f` is written for one
+    example, for a batch or for anything else, and its products with weights are found in it. Without k1 and k2 its
+    gradient is exact, with respect to `init`, `xs` and all that `f` closes over. With them the cotangent of y_t travels
+    back as a loss at t does in `truncated_bptt` with `losses="newest"`, and the cotangent of the last carry to the
+    start of the last window.
 
     Reverse mode, any number of times, and forward mode over it (`jax.hessian`, `jax.jvp` of `jax.grad`); forward mode
-    alone (`jax.jvp`, `jax.jacfwd`) raises JAX's error for a `custom_vjp`: there, use `lax.scan`.
+    alone (`jax.jvp`, `jax.jacfwd`) and `jax.linear_transpose` raise JAX's errors for a `custom_vjp`, as does the
+    gradient of a `vmap` whose axis `f` names in a collective (not so the `vmap` of a gradient): there, and with a `Ref`
+    that `f` closes over, use `lax.scan`.
 
     Args:
         f: `f(carry, x) -> (carry, y)`.
@@ -66,7 +70,7 @@ def scan(
         xs: what it is run over, a pytree of `[T, …]`; None where there is nothing.
         length: T, where xs does not tell.
         reverse: whether to run from the last x to the first; ys are in the order of xs.
-        unroll: time steps in one body of the compiled loops; True for all steps of a window.
+        unroll: time steps in one body of the compiled loops; True for all steps of a window, which is less than all.
         k1, k2: steps from one window's end to the next, and steps that a window reaches back over; both or neither.
         save, window: as for `bptt`.
 
@@ -81,32 +85,26 @@ def scan(
     """
     truncation = check_if_truncated(k1, k2)
     asked = check_computation(save, window=window)
-    unroll = 1 if unroll is None else unroll if isinstance(unroll, bool) else check_count("unroll", unroll)
+    unrolled: Any = 1 if unroll is None else unroll
     # What is wrong with the arguments is for lax.scan to say, and what the carry's dtypes are where some are weak.
-    last, _ = jax.eval_shape(lambda: jax.lax.scan(f, init, xs, length, reverse))
-    init = jax.tree.map(lambda a, like: _as(jnp.asarray(a), like.dtype), init, last)
-    xs = jax.tree.map(jnp.asarray, xs)
+    last, _ = jax.eval_shape(lambda: jax.lax.scan(f, init, xs, length, reverse, unrolled))
+    init, xs = jax.tree.map(jnp.asarray, (init, xs))
+    init = jax.tree.map(lambda a, like: a if a.dtype == like.dtype else a.astype(like.dtype), init, last)
     steps: Any = next((leaf.shape[0] for leaf in jax.tree.leaves(xs)), length)
+    steps = int(steps) if isinstance(steps, float | np.number | jax.Array) else steps
     if steps == 0:
         return jax.lax.scan(f, init, xs, length, reverse)
     for name, tree in (("init", init), ("xs", xs)):
         check_automatic(name, tree)
-
-    def in_order(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda a: jnp.flip(a, 0), tree) if reverse else tree
-
     nothing = dict.fromkeys(("loss", "params", "targets", "mask", "reset", "reset_state", "loss_dtype"))
     of_params = lambda _, carry, x: f(carry, x)  # noqa: E731
-    call = Call(step=of_params, state=init, xs=in_order(xs), steps=steps, batch=(), unroll=unroll, **nothing)
-    call = vary_data(call)
+    unrolled = unrolled if isinstance(unrolled, bool) else max(1, int(unrolled))
+    call = Call(step=of_params, state=init, xs=xs, steps=steps, batch=(), unroll=unrolled, **nothing)
+    call = vary_data(call._replace(xs=_in_order(xs, reverse)))
     step, constants = close_step(call)
     call = call._replace(step=lambda params, carry, x: step(params, None, carry, x), params=constants)
     carry, ys = _run(call, truncation, asked)
-    return carry, in_order(ys)
-
-
-def _as(a: jax.Array, dtype: Any) -> jax.Array:
-    return a if a.dtype == dtype else a.astype(dtype)
+    return carry, _in_order(ys, reverse)
 
 
 def unroll(
@@ -159,20 +157,21 @@ def unroll(
     asked = check_computation(save, window=window, parallel=parallel)
     arguments = Arguments(params, state, xs, reset=reset, reset_state=reset_state, length=length)
     call = check_call(step_of(model), None, arguments)
-
-    def in_order(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda a: jnp.flip(a, 0), tree) if reverse else tree
-
     call = vary_data(call)
     step, constants = close_step(call)
     call = call._replace(
         step=lambda params, state, x: step(params[1], params[0], state, x),
         params=(call.params, constants),
-        xs=in_order(call.xs),
-        reset=in_order(call.reset),
+        xs=_in_order(call.xs, reverse),
+        reset=_in_order(call.reset, reverse),
     )
     last, outputs = _run(call, truncation, asked)
-    return last, in_order(outputs)
+    return last, _in_order(outputs, reverse)
+
+
+def _in_order(tree: PyTree, reverse: bool) -> PyTree:
+    """In the order in which the steps are run, or back."""
+    return jax.tree.map(lambda a: jnp.flip(a, 0), tree) if reverse else tree
 
 
 def _run(call: Call, truncation: tuple | None, asked: Asked) -> tuple[PyTree, PyTree]:

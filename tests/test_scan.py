@@ -360,6 +360,7 @@ def test_runs_as_lax_scan_does(init, xs, length, reverse):
         (lambda c, x: (c[:1], x), jnp.ones(3), jnp.ones(3)),
         (lambda c, x: (c, x), "text", jnp.ones(3)),
         (3, 0.0, jnp.ones(3)),
+        (lambda c, x: (c, x), 0.0, jnp.ones(3), None, False, -1),
     ],
 )
 def test_errors_are_those_of_lax_scan(arguments):
@@ -377,7 +378,6 @@ def test_errors_are_those_of_lax_scan(arguments):
         ({"k1": 4, "k2": 3}, "k2: found 3, expected at least k1 = 4"),
         ({"save": "all"}, "save: found 'all', expected one of"),
         ({"window": 0}, "window: found 0, expected at least 1"),
-        ({"unroll": 0}, "unroll: found 0, expected at least 1"),
     ],
 )
 def test_wrong_options(options, message):
@@ -409,6 +409,43 @@ def test_truncation_is_that_of_windows(name, k1, k2, save):
     argnums = (0, 1, 2) if args[2] is not None else (0, 1)
     got, want = (jax.value_and_grad(functools.partial(loss, scan), argnums)(*args) for scan in (ours, windows))
     assert difference(got, want) <= 1e-11
+
+
+@pytest.mark.parametrize("more", [(4.0,), (np.int32(4),), (jnp.int32(4),), (4, False, 0), (4, False, True)], ids=str)
+def test_lengths_and_unrolling_of_other_types(more):
+    def body(c, _):
+        return 2 * c, c
+
+    assert difference(jb.scan(body, jnp.ones(2), None, *more), jax.lax.scan(body, jnp.ones(2), None, *more)) == 0
+
+
+def test_a_callback_that_is_not_to_be_mapped():
+    def body(c, x):
+        return c + x, jax.pure_callback(lambda v: np.asarray(v) * 2, jax.ShapeDtypeStruct(c.shape, c.dtype), c)
+
+    args = normal(0, H), normal(1, T, H)
+    assert difference(jb.scan(body, *args), jax.lax.scan(body, *args)) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"k1": T, "k2": T}, {"save": "boundaries"}])
+def test_a_collective_along_an_axis_of_vmap(options):
+    params, h, xs = normal(0, H, H), normal(1, B, H), normal(2, T, B, H)
+
+    def loss(scan, params, h, xs):
+        def body(h, x):
+            h = jnp.tanh(h @ params + x)
+            h = h - jax.lax.pmean(h, "batch")
+            return h, h
+
+        h, hs = scan(body, h, xs)
+        return (hs**3).sum() + h.sum()
+
+    ours = functools.partial(jb.scan, **options)
+    got, want = (
+        jax.vmap(jax.grad(functools.partial(loss, scan)), (None, 0, 1), axis_name="batch")(params, h, xs)
+        for scan in (ours, jax.lax.scan)
+    )
+    assert difference(got, want) <= 1e-12
 
 
 def test_a_batch_written_body_makes_one_product_of_time_and_batch():

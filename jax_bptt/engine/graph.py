@@ -108,7 +108,7 @@ def dependence(graph: Graph, groups: Sequence[Sequence[Var]], once: int = -1) ->
 
     for eqn in graph.equations:
         known = max(map(level_of, eqn.invars), default=-1)
-        if eqn.effects or (known > 0 and makes_once(eqn)):
+        if has_side_effects(eqn) or (known > 0 and makes_once(eqn)):
             known = max(known, once % len(groups))
         level.update((v, known) for v in eqn.outvars)
     return level
@@ -126,7 +126,7 @@ def backward_slice(
     met = dict.fromkeys(variables(outputs))
     eqns = []
     for eqn in reversed(graph.equations):
-        if any(v in met and not known(v) for v in eqn.outvars) or (effects and eqn.effects):
+        if any(v in met and not known(v) for v in eqn.outvars) or (effects and has_side_effects(eqn)):
             eqns.append(eqn)
             met.update(dict.fromkeys(variables(eqn.invars)))
     return eqns[::-1], list(met)
@@ -168,12 +168,17 @@ def bytes_of(atom: Atom) -> int:
 # What may be made but once.
 
 
+def has_side_effects(eqn: Equation) -> bool:
+    """Whether an equation does something beside computing its results; to read a named axis is no such thing."""
+    return any(type(effect).__name__ != "NamedAxisEffect" for effect in eqn.effects)
+
+
 def makes_once(eqn: Equation) -> bool:
     """Whether an equation's results may not be made again: those of side effects, and what is drawn for a whole batch.
 
     The bits drawn with keys of "rbg" and "unsafe_rbg" are others under a `vmap` of another size.
     """
-    if eqn.effects or eqn.primitive.name in ("rng_bit_generator", "rng_uniform"):
+    if has_side_effects(eqn) or eqn.primitive.name in ("rng_bit_generator", "rng_uniform"):
         return True
     keys = {str(kind) for kind in map(_dtype_of, (*eqn.invars, *eqn.outvars)) if _is_key(kind)} - {"key<fry>"}
     alike = {"random_wrap", "random_unwrap", "random_clone", "random_seed"}
@@ -187,12 +192,15 @@ def is_fixed(graph: Graph, atom: Atom) -> bool:
     made = next((eqn for eqn in graph.equations if isinstance(atom, Var) and atom in eqn.outvars), None)
     if made is None or not makes_once(made):
         return False
-    return bool(made.effects) or not jnp.issubdtype(shape_of(atom).dtype, jnp.inexact)
+    return has_side_effects(made) or not jnp.issubdtype(shape_of(atom).dtype, jnp.inexact)
 
 
-def draws_inside(eqn: Equation) -> bool:
-    """Whether there is something in a loop or branch that may be made but once."""
-    return any(makes_once(e) or draws_inside(e) for inner in _inner(eqn) for e in _open(inner).eqns)
+def keeps_shape(eqn: Equation) -> bool:
+    """Whether `vmap` may not run an equation for several rows: a callback that is not to be mapped, or draws inside."""
+    if eqn.primitive.name == "pure_callback" and eqn.params.get("vmap_method") is None:
+        return True
+    inside = [e for inner in _inner(eqn) for e in _open(inner).eqns]
+    return any(makes_once(e) or keeps_shape(e) for e in inside)
 
 
 def _dtype_of(atom: Atom) -> Any:

@@ -37,7 +37,7 @@ class SplitStep(NamedTuple):
     readout: Callable[[Leaves, Leaves, Leaves, Leaves], PyTree]  # returns the output as the user's pytree
     once: Leaves  # shapes of the leaves that follow those of the state: what may be made but once
     fixed: tuple[int, ...]  # the places of leaves that may be made but once and have no derivative
-    one_by_one: bool  # whether rows are to be computed step by step: what may be made but once is inside a loop
+    one_by_one: bool  # whether rows are to be computed step by step, since something is not to be mapped over
     rows: int  # how many rows a step of one example multiplies with a weight: more than 1 if it is written for a batch
     from_params: tuple[frozenset[int], ...]  # per weight: the leaves of the params that it depends on
     costly: tuple[bool, ...]  # per leaf of the drive: whether it takes a product to compute it
@@ -90,7 +90,7 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
         ),
         once=list(map(graph.shape_of, once)),
         fixed=tuple(i for i, v in enumerate(S_new) if graph.is_fixed(whole, v)),
-        one_by_one=any(map(graph.draws_inside, whole.equations)),
+        one_by_one=any(map(graph.keeps_shape, whole.equations)),
         rows=rows,
         from_params=tuple(_origins(whole, v, P) for v in weights),
         costly=tuple(
