@@ -152,7 +152,7 @@ def _difference_as_a_whole(got: Any, want: Any) -> float:
 def _pairs(got: Any, want: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     pairs = []
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(jnp.result_type(b), jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
         assert a.shape == b.shape
