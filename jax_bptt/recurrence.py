@@ -97,10 +97,17 @@ def scan(
     for name, tree in (("init", init), ("xs", xs)):
         check_automatic(name, tree)
     nothing = dict.fromkeys(("loss", "params", "targets", "mask", "reset", "reset_state", "loss_dtype"))
-    of_params = lambda _, carry, x: f(carry, x)  # noqa: E731
     unrolled = unrolled if isinstance(unrolled, bool) else max(1, int(unrolled))
-    call = Call(step=of_params, state=init, xs=xs, steps=steps, batch=(), unroll=unrolled, **nothing)
-    call = vary_data(call._replace(xs=_in_order(xs, reverse)))
+    call = Call(
+        step=lambda _, carry, x: f(carry, x),
+        state=init,
+        xs=_in_order(xs, reverse),
+        steps=steps,
+        batch=(),
+        unroll=unrolled,
+        **nothing,
+    )
+    call = vary_data(call)
     step, constants = close_step(call)
     call = call._replace(step=lambda params, carry, x: step(params, None, carry, x), params=constants)
     carry, ys = _run(call, truncation, asked)

@@ -121,7 +121,12 @@ def _kept(cases: tuple[Case, ...], value: jax.Array) -> jax.Array:
     """The value in all of these cases, else 0."""
     if not cases:
         return value
-    return jnp.where(functools.reduce(jnp.logical_and, map(_is_case, cases)), value, jnp.zeros_like(value))
+    return jnp.where(_are_cases(cases), value, jnp.zeros_like(value))
+
+
+def _are_cases(cases: tuple[Case, ...]) -> jax.Array:
+    """Where all of these are the case."""
+    return functools.reduce(jnp.logical_and, map(_is_case, cases))
 
 
 def _is_case(case: Case) -> jax.Array:
@@ -150,8 +155,7 @@ def _merged(term: Term, new: Term) -> Term:
     factor = _kept(term.cases, term.factor_or_ones()) + _kept(new.cases, new.factor_or_ones())
     either: tuple[Case, ...] = ()
     if term.cases and new.cases and not _are_opposite(term.cases, new.cases):
-        masks = [functools.reduce(jnp.logical_and, map(_is_case, cases)) for cases in (term.cases, new.cases)]
-        either = ((masks[0] | masks[1], 1),)
+        either = ((_are_cases(term.cases) | _are_cases(new.cases), 1),)
     return term._replace(factor=factor, cases=either)
 
 

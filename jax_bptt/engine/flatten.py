@@ -17,6 +17,7 @@ from jax_bptt.engine import graph
 from jax_bptt.engine.leaves import (
     Leaves,
     accumulator,
+    axes_of,
     combine,
     concrete,
     differentiable,
@@ -70,7 +71,7 @@ def arrays_of(call: Call) -> tuple[dict[str, PyTree], Call]:
 def vary_data(call: Call) -> Call:
     """The call with all arrays but params varying along the same axes of a `shard_map`, if it is in one."""
     given = arrays_of(call)[0]
-    axes = frozenset().union(*map(varying, jax.tree.leaves(given)))
+    axes = axes_of(given)
     return call._replace(**jax.tree.map(lambda a: vary(a, axes), given | {"params": None}) | {"params": call.params})
 
 
@@ -252,7 +253,7 @@ def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive
         mask = jnp.ones((schedule.steps, *call.batch), call.loss_dtype) if mask is None else mask
         mask = where(jnp.asarray(counts > 0), [mask])[0]
     dtype = accumulator(call.loss_dtype)
-    data = frozenset().union(*map(varying, jax.tree.leaves(arrays_of(call)[0] | {"params": None})))
+    data = axes_of(arrays_of(call)[0] | {"params": None})
     if reduction == "sum":
         scale = jnp.ones((), dtype)
     elif mask is None and not data:
@@ -264,7 +265,7 @@ def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive
         if data:  # divided among devices: the mean is over the examples of all
             weight = jax.lax.psum(vary(weight, data), tuple(sorted(data)))
         scale = divide(jnp.ones((), dtype), weight)
-    zero = full((), dtype, data | frozenset().union(*map(varying, jax.tree.leaves(call.params))))
+    zero = full((), dtype, data | axes_of(call.params))
     return Objective(
         _pull_loss(call.loss, scale, call.reads, derive), targets, mask, zero, call.reads, call.mask is not None
     )

@@ -52,13 +52,20 @@ def varying(leaf: Any) -> frozenset[Any]:
     return frozenset(getattr(kind, "vma", None) or ())  # before JAX 0.9
 
 
+def axes_of(tree: Any) -> frozenset[Any]:
+    """The axes of the mesh along which any leaf of a tree varies."""
+    return frozenset().union(*map(varying, jax.tree.leaves(tree)))
+
+
 def vary(leaf: Any, axes: frozenset[Any]) -> Any:
     """The same, as varying along these axes, too."""
     more = tuple(sorted(axes - varying(leaf)))
     if not more:
         return leaf
-    pcast = getattr(jax.lax, "pcast", None)  # before JAX 0.9 `pvary`
-    return pcast(leaf, more, to="varying") if pcast else getattr(jax.lax, "pvary")(leaf, more)  # noqa: B009
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(leaf, more, to="varying")
+    before_jax_0_9 = "pvary"
+    return getattr(jax.lax, before_jax_0_9)(leaf, more)
 
 
 def sum_like(bar: Any, leaf: Any) -> Any:
