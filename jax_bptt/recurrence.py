@@ -188,11 +188,11 @@ def _run(call: Call, truncation: tuple | None, asked: Asked) -> tuple[PyTree, Py
 
     @jax.custom_vjp
     def run(given: dict[str, PyTree]) -> tuple[PyTree, PyTree]:
-        return forwards(given, derive=False)[0]
+        return forwards(given)[0]
 
-    def forwards(given: dict[str, PyTree], *, derive: bool) -> Any:
-        call = sizes._replace(**given)
-        flat = flatten_call(call, derive=derive)
+    def forwards(given: dict[str, PyTree], wanted: Wanted | None = None) -> Any:
+        call, derive = sizes._replace(**given), wanted is not None
+        flat = flatten_call(call, wanted or Wanted(), jax.tree.leaves(call.state), derive=derive)
         plan = plan_of(flat.recurrence, scheduled, **asked)
 
         def read(rows: Rows, _: None) -> PyTree:
@@ -206,17 +206,21 @@ def _run(call: Call, truncation: tuple | None, asked: Asked) -> tuple[PyTree, Py
     def forwards_to_derive(given: dict[str, PyTree]) -> Any:
         leaves, structure = jax.tree.flatten(given, is_leaf=lambda leaf: isinstance(leaf, CustomVJPPrimal))
         given = jax.tree.unflatten(structure, [leaf.value for leaf in leaves])
-        wanted = tuple(() if leaf.perturbed else None for leaf in leaves)  # told by structure, without arrays
-        made, checkpoints = forwards(given, derive=True)
-        return made, (given, wanted, checkpoints)
+        perturbed = tuple(() if leaf.perturbed else None for leaf in leaves)  # told by structure, without arrays
+        made, checkpoints = forwards(given, wanted_of(given, perturbed))
+        return made, (given, perturbed, checkpoints)
+
+    def wanted_of(given: dict[str, PyTree], perturbed: tuple) -> Wanted:
+        wrt = jax.tree.unflatten(jax.tree.structure(given), [leaf is not None for leaf in perturbed])
+        return Wanted(*(jax.tree.leaves(wrt[name]) for name in Wanted._fields))
 
     def backwards(saved: Any, cotangents: tuple[PyTree, PyTree]) -> tuple[dict[str, PyTree]]:
-        given, wanted, checkpoints = saved
-        wrt = jax.tree.unflatten(jax.tree.structure(given), [leaf is not None for leaf in wanted])
-        flat = flatten_call(sizes._replace(**given), Wanted(*(jax.tree.leaves(wrt[name]) for name in Wanted._fields)))
+        given, perturbed, checkpoints = saved
         state_bar, outputs_bar = map(_present, cotangents)
+        reads = tuple(bar is not None for bar in outputs_bar)
+        flat = flatten_call(sizes._replace(**given, reads=reads), wanted_of(given, perturbed), state_bar)
         state_bar += [None] * len(flat.recurrence.parts.once)
-        objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), tuple(c is not None for c in outputs_bar))
+        objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), reads)
         plan = plan_of(flat.recurrence, scheduled, **asked)
         got = run_reverse(flat, checkpoints, objective, state_bar, scheduled, plan)
         # As many cotangents whatever is asked for: in JAX 0.7 one pullback may not return now more, now fewer.

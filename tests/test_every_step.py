@@ -440,6 +440,35 @@ def test_custom_derivatives_that_take_integers():
     check_equal("truncated_bptt", args, step, SQUARED, 2, 3)
 
 
+@pytest.mark.parametrize("where", ["prepare", "project", "transition", "readout"])
+def test_custom_derivatives_that_close_over_arrays(where):
+    """Their rules say nothing of what they close over, which is held constant, as by `jax.grad`."""
+    phases = jnp.linspace(0, 1, H)
+    sine = jax.custom_vjp(lambda v: jnp.sin(v + phases))
+    sine.defvjp(lambda v: (sine(v), v), lambda v, bar: (0.7 * bar * jnp.cos(v + phases),))
+
+    def body(w, h, x):
+        if where == "prepare":
+            return jnp.tanh(h @ w + x), h + sine(w[0])
+        if where == "project":
+            return jnp.tanh(h @ w + sine(x)), h
+        if where == "transition":
+            return sine(h @ w + x), h
+        h = jnp.tanh(h @ w + x)
+        return h, sine(h)
+
+    args = normal(0, H, H), normal(1, B, H), normal(2, T, B, H), normal(3, T, B, H)
+    check_equal("bptt", args, body, SQUARED)
+    check_equal("truncated_bptt", args, body, SQUARED, 2, 3)
+
+    def loss(scan, w, h, xs):
+        h, outputs = scan(lambda h, x: jax.vmap(body, (None, 0, 0))(w, h, x), h, xs)
+        return (outputs**2).sum() + h.sum()
+
+    got, want = (jax.grad(functools.partial(loss, scan), (0, 1, 2))(*args[:3]) for scan in (jb.scan, jax.lax.scan))
+    assert difference(got, want) <= 1e-12
+
+
 # Refused without need.
 
 

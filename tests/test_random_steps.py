@@ -3,10 +3,10 @@
 `scan` runs them in bodies of both kinds: written for a batch, and for one example.
 """
 
-import functools
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import hypothesis
@@ -59,13 +59,29 @@ def truncations(draw: Any, T: int, losses: str = "newest") -> tuple[int, int]:
     return k1, draw(st.integers(k1 if losses == "newest" else 1, max(k1, T + 2)))
 
 
+def some_of(draw: Any, number: int) -> tuple[bool, ...]:
+    """All of so many, or some, or none."""
+    return draw(st.just((True,) * number) | st.tuples(*[st.booleans()] * number))
+
+
 def all_inexact(kinds: tuple[str, ...]) -> bool:
     return all(kind in INEXACT for kind in kinds)
 
 
-def argnums(program: Program) -> tuple[int, ...]:
-    """All with respect to which a derivative exists."""
-    return 0, *[n for n, kinds in ((1, program.state), (2, program.x)) if all_inexact(kinds)]
+def argnums(draw: Any, program: Program) -> tuple[int, ...]:
+    """Of those with respect to which a derivative exists, all or some."""
+    there = 0, *[n for n, kinds in ((1, program.state), (2, program.x)) if all_inexact(kinds)]
+    return tuple(itertools.compress(there, some_of(draw, len(there)))) or (0,)
+
+
+def loss_of(read: tuple[bool, ...]) -> Any:
+    """The loss of those outputs that it reads."""
+
+    def loss(output, target):
+        some, aims = (list(itertools.compress(leaves, read)) for leaves in (jax.tree.leaves(output), target))
+        return random_steps.loss(some, aims)
+
+    return loss
 
 
 def reference_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -140,10 +156,11 @@ def test_bptt_equals_jax_grad(data):
     case = data.draw(cases(linear=False))
     note(case)
     window = data.draw(st.sampled_from([None, 1, 2, 3, case.T + 1]))
-    options = case.options | {"argnums": argnums(case.program)}
+    options = case.options | {"argnums": argnums(data.draw, case.program)}
+    of_loss = loss_of(some_of(data.draw, len(case.program.outputs)))
     step = step_of(case.program)
-    (loss, state), grads = run(jb.bptt(step, random_steps.loss, window=window, **options), *case.args, **case.call)
-    reference = jb.reference.bptt(step, random_steps.loss, **reference_options(options))
+    (loss, state), grads = run(jb.bptt(step, of_loss, window=window, **options), *case.args, **case.call)
+    reference = jb.reference.bptt(step, of_loss, **reference_options(options))
     wanted = by_jax(reference, *case.args, **case.call)
     check_close(case, (loss, state, *grads), ((*want[0], *want[1]) for want in wanted))
 
@@ -156,10 +173,11 @@ def test_truncated_bptt_equals_jax_grad(data):
     losses = data.draw(st.sampled_from(["newest", "all", "last"]))
     k1, k2 = data.draw(truncations(case.T, losses))
     parallel = data.draw(st.sampled_from([None, 1, 2, 5]))
-    options = case.options | {"argnums": argnums(case.program), "losses": losses}
+    options = case.options | {"argnums": argnums(data.draw, case.program), "losses": losses}
+    of_loss = loss_of(some_of(data.draw, len(case.program.outputs)))
     step = step_of(case.program)
-    gradient = jb.truncated_bptt(step, random_steps.loss, k1, k2, parallel=parallel, **options)
-    reference = jb.reference.truncated_bptt(step, random_steps.loss, k1, k2, **reference_options(options))
+    gradient = jb.truncated_bptt(step, of_loss, k1, k2, parallel=parallel, **options)
+    reference = jb.reference.truncated_bptt(step, of_loss, k1, k2, **reference_options(options))
     (loss, state), grads = run(gradient, *case.args, **case.call)
     wanted = by_jax(reference, *case.args, **case.call)
     check_close(case, (loss, state, *grads), ((*want[0], *want[1]) for want in wanted))
@@ -186,7 +204,7 @@ def moved_step(program: Program) -> Any:
     return step
 
 
-def by_moves(case: Case, params: Any, state: Any, xs: Any, targets: Any, **call: Any) -> Any:
+def by_moves(case: Case, of_loss: Any, params: Any, state: Any, xs: Any, targets: Any, **call: Any) -> Any:
     """`jb.state_gradients` of the leaves that have a derivative, by `jax.grad`."""
     program, step, burn_in = case.program, moved_step(case.program), case.options["burn_in"]
     exact = [leaf for leaf, kind in enumerate(program.state) if kind in INEXACT]
@@ -196,7 +214,7 @@ def by_moves(case: Case, params: Any, state: Any, xs: Any, targets: Any, **call:
     def gradient(reduction, state, moves, steps):
         sliced = {n: a if n not in scanned or a is None else a[steps] for n, a in call.items()}
         of_steps = jax.tree.map(lambda a: a[steps], (xs, targets))
-        make = jb.reference.bptt(lambda _, *rest: step(params, *rest), random_steps.loss, reduction=reduction)
+        make = jb.reference.bptt(lambda _, *rest: step(params, *rest), of_loss, reduction=reduction)
         return make(0.0, state, (of_steps[0], [m[steps] for m in moves]), of_steps[1], **sliced)[0]
 
     if burn_in:
@@ -218,12 +236,13 @@ def test_state_gradients_equal_those_by_moves(data):
     case = data.draw(cases(linear=False))
     note(case)
     window = data.draw(st.sampled_from([None, 1, 2, 3, case.T + 1]))
-    deltas = jb.state_gradients(step_of(case.program), random_steps.loss, window=window, **case.options)
+    of_loss = loss_of(some_of(data.draw, len(case.program.outputs)))
+    deltas = jb.state_gradients(step_of(case.program), of_loss, window=window, **case.options)
     got = run(deltas, *case.args, **case.call)
     for kind, delta in zip(case.program.state, got, strict=True):
         assert (delta.dtype != jax.dtypes.float0) == (kind in INEXACT)
         assert delta.shape == (case.T, case.args.targets[0].shape[1], *SHAPES[kind][0])
-    wanted = by_jax(functools.partial(by_moves, case), *case.args, **case.call)
+    wanted = by_jax(partial(by_moves, case, of_loss), *case.args, **case.call)
     check_close(case, (numbers(got),), ((numbers(want),) for want in wanted))
 
 
@@ -231,24 +250,37 @@ def test_state_gradients_equal_those_by_moves(data):
 
 
 def inner_product(tree: Any, cotangents: Any) -> jax.Array:
-    """The real part of Σ ⟨leaf, cotangent⟩, of whatever is a number."""
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(cotangents), strict=True)
-    return sum((jnp.sum(a * c).real.astype("float64") for a, c in pairs if is_number(a)), jnp.zeros(()))
+    """The real part of Σ ⟨leaf, cotangent⟩, of whatever is a number; a leaf whose cotangent is None is not read."""
+    pairs = zip(jax.tree.leaves(tree), cotangents, strict=True)
+    read = ((a, c) for a, c in pairs if c is not None and is_number(a))
+    return sum((jnp.sum(a * c).real.astype("float64") for a, c in read), jnp.zeros(()))
 
 
 def is_number(leaf: Any) -> bool:
     return not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def moving_value(value: Any, moving: Any, fixed: Any) -> Any:
-    """Value and gradient of `value`, with respect to the leaves that have a derivative."""
+def moving_value(value: Any, chosen: tuple[bool, ...], moving: Any, fixed: Any) -> Any:
+    """Value and gradient of `value`, with respect to what has a derivative of the parts that are chosen."""
 
     def of_exact(exact, rest):
         trees = jax.tree.map(lambda e, r: r if e is None else e, exact, rest, is_leaf=lambda e: e is None)
         return value(trees, fixed)
 
-    exact = jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else None, moving)
-    return jax.value_and_grad(of_exact, has_aux=True)(exact, moving)
+    def exact(part, is_chosen):
+        return jax.tree.map(lambda a: a if is_chosen and jnp.issubdtype(a.dtype, jnp.inexact) else None, part)
+
+    parts = tuple(map(exact, moving, chosen))
+    return jax.value_and_grad(of_exact, has_aux=True)(parts, moving)
+
+
+def cotangents(draw: Any, case: Case) -> tuple[list[Any], list[Any]]:
+    """Of last state and outputs, of all leaves or of some."""
+    rng = np.random.default_rng(0)
+    _, state, _, targets = case.args
+    to_last = [rng.normal(size=leaf.shape) if is_number(leaf) else np.zeros(leaf.shape) for leaf in state]
+    some = [c if is_read else None for c, is_read in zip(to_last, some_of(draw, len(to_last)), strict=True)]
+    return some, [c if is_read else None for c, is_read in zip(targets, some_of(draw, len(targets)), strict=True)]
 
 
 def by_unroll(case: Case, options: dict[str, Any], moving: Any, cotangents: Any) -> Any:
@@ -267,7 +299,7 @@ def by_unroll(case: Case, options: dict[str, Any], moving: Any, cotangents: Any)
 def by_reference(case: Case, options: dict[str, Any], moving: Any, cotangents: Any) -> Any:
     params, state, xs, reset_state = moving
     to_last, to_outputs = cotangents
-    at_end = [jnp.zeros((case.T, *c.shape)).at[-1].set(c) for c in to_last]
+    at_end = [c if c is None else jnp.zeros((case.T, *c.shape)).at[-1].set(c) for c in to_last]
 
     def step(_, state, x):
         state, output = step_of(case.program)(params, state, x)
@@ -275,7 +307,7 @@ def by_reference(case: Case, options: dict[str, Any], moving: Any, cotangents: A
 
     k1, k2 = (options["of_unroll"].get(k, case.T) for k in ("k1", "k2"))
     gradient = jb.reference.truncated_bptt(step, inner_product, k1, k2)
-    return gradient(0.0, state, xs, (to_outputs, at_end), **case.call | reset_state)[0]
+    return gradient(0.0, state, xs, [*to_outputs, *at_end], **case.call | reset_state)[0]
 
 
 @hypothesis.given(st.data())
@@ -288,14 +320,10 @@ def test_unroll_equals_jax_grad(data):
         k1, k2 = data.draw(truncations(case.T))
         of_unroll = case.options | {"k1": k1, "k2": k2, "parallel": data.draw(st.sampled_from([None, 1, 2]))}
     options = {"of_unroll": of_unroll, "close_over_params": data.draw(st.booleans())}
-    params, state, xs, targets = case.args
+    params, state, xs, _ = case.args
     reset_state = {n: case.call.pop(n) for n in ("reset_state",) if n in case.call}
-    rng = np.random.default_rng(0)
-    to_last = [rng.normal(size=leaf.shape) if is_number(leaf) else np.zeros(leaf.shape) for leaf in state]
-    args = (params, state, xs, reset_state), (to_last, targets)
-    ours, reference = (
-        functools.partial(moving_value, functools.partial(by, case, options)) for by in (by_unroll, by_reference)
-    )
+    args, chosen = ((params, state, xs, reset_state), cotangents(data.draw, case)), some_of(data.draw, 4)
+    ours, reference = (partial(moving_value, partial(by, case, options), chosen) for by in (by_unroll, by_reference))
     got = run(ours, *args)
     check_close(case, (*got[0], got[1]), ((*want[0], want[1]) for want in by_jax(reference, *args)))
 
@@ -303,7 +331,7 @@ def test_unroll_equals_jax_grad(data):
 def by_scan(case: Case, options: dict[str, Any], moving: Any, cotangents: Any) -> Any:
     """A body that is written for a batch, or for one example, without an axis for it."""
     params, state, xs, _ = moving
-    step = functools.partial(step_of(case.program), params)
+    step = partial(step_of(case.program), params)
     if options["of_one"]:
         of_state, of_xs = jax.tree.map(lambda a: a[0], state), jax.tree.map(lambda a: a[:, 0], xs)
         last, outputs = jb.scan(step, of_state, of_xs, **options["of_unroll"])
@@ -327,12 +355,8 @@ def test_scan_equals_jax_grad(data):
     params, state, xs, targets = case.args
     of_one = data.draw(st.booleans()) and targets[0].shape[1] == 1
     options = {"of_unroll": of_scan | {"unroll": data.draw(st.sampled_from([None, 2, True]))}, "of_one": of_one}
-    rng = np.random.default_rng(0)
-    to_last = [rng.normal(size=leaf.shape) if is_number(leaf) else np.zeros(leaf.shape) for leaf in state]
-    args = (params, state, xs, {}), (to_last, targets)
-    ours, reference = (
-        functools.partial(moving_value, functools.partial(by, case, options)) for by in (by_scan, by_reference)
-    )
+    args, chosen = ((params, state, xs, {}), cotangents(data.draw, case)), some_of(data.draw, 4)
+    ours, reference = (partial(moving_value, partial(by, case, options), chosen) for by in (by_scan, by_reference))
     got = run(ours, *args)
     check_close(case, (*got[0], got[1]), ((*want[0], want[1]) for want in by_jax(reference, *args)))
 
@@ -344,7 +368,7 @@ def check_made(name: str, call: str) -> None:
     """That an operation makes what it says in a call."""
     operation = OPERATIONS[name]
     read = [random_steps.values(np.random.default_rng(0), kind) for kind in operation.reads]
-    made = jax.eval_shape(functools.partial(CALLS[call], operation.function), *read)
+    made = jax.eval_shape(partial(CALLS[call], operation.function), *read)
     shape, dtype = SHAPES[operation.makes]
     assert made.shape == shape, name
     assert dtype == "key" or made.dtype == dtype, name

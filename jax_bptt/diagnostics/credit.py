@@ -15,7 +15,7 @@ from jax_bptt.checks.options import check_count, check_if_truncated, check_optio
 from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import Call, flatten_call, objective_of, unflatten_state
 from jax_bptt.engine.forward import allocate, rows_of, run_window
-from jax_bptt.engine.leaves import Leaves, add, differentiable, divide, where, zeros
+from jax_bptt.engine.leaves import Leaves, add, divide, where, zeros
 from jax_bptt.engine.passes import run_burn_in
 from jax_bptt.engine.window_gradient import credit_from_losses, linearise
 from jax_bptt.model import Loss, Losses, Model, OverSequences, step_of
@@ -159,7 +159,7 @@ def credit_by_lag(
         delta = add(pull(fixed, jax.tree.map(lambda r: r[passed], coefficients), delta), to_before)
         return delta if inputs.reset is None else where(~inputs.reset[passed], delta)
 
-    at_once = add(zeros((steps,), differentiable(flat.state)), credit.to_after)
+    at_once = add(zeros((steps,), recurrence.with_delta(flat.state)), credit.to_after)
     _, of_lags = jax.lax.scan(
         lambda delta, lag: (one_step_back(delta, lag, [None] * len(delta)), norms(delta)),
         one_step_back(at_once, 0, credit.to_before),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 
 from jax_bptt.checks.arguments import Arguments, check_call
-from jax_bptt.engine.flatten import flatten_call
+from jax_bptt.engine.flatten import Wanted, flatten_call
 from jax_bptt.engine.graph import Equation, is_costly, shape_of, trace
 from jax_bptt.engine.leaves import Leaves, differentiable
 from jax_bptt.engine.plan import default_save
@@ -55,7 +55,8 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
         TypeError, ValueError: for an argument that is not of this form.
     """
     call = check_call(step_of(model), None, Arguments(params, state, xs))
-    recurrence = flatten_call(call).recurrence
+    everything = Wanted(params=True, xs=True, state=True)
+    recurrence = flatten_call(call, everything, jax.tree.leaves(call.state)).recurrence
     parts, pullback, before = recurrence.parts, recurrence.pullback, recurrence.state
     weights, x = without_leading(recurrence.weights, 0), jax.tree.leaves(without_leading(call.xs, 2))
     drive = jax.eval_shape(parts.project, weights, x)
@@ -65,7 +66,8 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
     fixed, delta = _operations(pullback.fix, weights), differentiable(before)
 
     def partials(weights: Leaves, rows: tuple[Leaves, Leaves, Leaves, Leaves], deltas: Leaves) -> tuple[Leaves, Leaves]:
-        return transition_partials(pullback.again, weights, rows, deltas, differentiable(weights))
+        of_what = differentiable(weights), differentiable(drive)
+        return transition_partials(pullback.again, weights, rows, deltas, of_what)
 
     def size(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

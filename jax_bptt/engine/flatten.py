@@ -33,7 +33,7 @@ from jax_bptt.engine.leaves import (
     zeros,
 )
 from jax_bptt.engine.plan import TRANSPOSE_FROM
-from jax_bptt.engine.pullback import Pullback, only_forwards, split_pullback
+from jax_bptt.engine.pullback import Ends, Pullback, only_forwards, split_pullback
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.engine.split import SplitStep, split_step
 from jax_bptt.engine.windows import map_leading, vmap_leading, without_leading
@@ -55,7 +55,7 @@ class Call(NamedTuple):
     steps: int  # T
     batch: tuple[int, ...]  # (B,); () of a step that is written for all examples, whose arrays have no such axis
     loss_dtype: Any  # none where there is no loss
-    reads: tuple[bool, ...] = ()  # per leaf of the outputs: whether the loss depends on it
+    reads: tuple[bool, ...] | None = None  # per leaf of the outputs: whether the loss depends on it; None: on all
     unroll: int | bool = 1  # time steps in one body of the compiled loops
 
 
@@ -116,6 +116,10 @@ class Recurrence(NamedTuple):
     lanes: tuple[int, ...] = ()  # blocks of time side by side, the axis before it
     unroll: int | bool = 1  # time steps in one body of the loops over them
 
+    def with_delta(self, leaves: Leaves) -> Leaves:
+        """Of leaves of the state those that have a δ, with None in place of the others."""
+        return only(self.pullback.has_delta, leaves)
+
     @property
     def rows(self) -> int:
         """How many rows a time step multiplies with a weight."""
@@ -167,53 +171,62 @@ class FlatCall(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """With respect to what of a call, beside the state, a gradient is wanted: all, nothing, or leaf by leaf."""
+    """With respect to what of a call a gradient is wanted: all, nothing, or leaf by leaf."""
 
     params: bool | Sequence[bool] = False
     xs: bool | Sequence[bool] = False
     reset_state: bool | Sequence[bool] = False
+    state: bool | Sequence[bool] = False  # of any step
 
 
-NOTHING = Wanted()
+DELTA = Wanted(state=True)
 
 
-def flatten_call(call: Call, wanted: Wanted = NOTHING, *, derive: bool = True) -> FlatCall:
+def flatten_call(call: Call, wanted: Wanted = DELTA, end_bar: Sequence[Any] = (), *, derive: bool = True) -> FlatCall:
     """Split the step and prepare the weights.
 
     Args:
         wanted: with respect to what a gradient is wanted.
+        end_bar: of each leaf of the last state, or of none, None where it has no cotangent.
         derive: whether the step is to be differentiated, and not only run.
     """
     varied = vary_data(call)
     one_params, one_state, one_x = shapes_of_one(varied)
     transpose_from = TRANSPOSE_FROM / concrete(math.prod(call.batch))
-    parts = split_step(call.step, one_params, one_state, one_x, transpose_from=transpose_from)
-    params, params_structure = jax.tree.flatten(call.params)
-    wanted_params = {i for i, is_wanted in enumerate(_by_leaf(wanted.params, params)) if is_wanted}
+    parts = split_step(call.step, one_params, one_state, one_x, reads=call.reads, transpose_from=transpose_from)
+    params = jax.tree.leaves(call.params)
+    wrt_params = only(_by_leaf(wanted.params, params), differentiable(params))
+    places = {i for i, leaf in enumerate(wrt_params) if leaf is not None}
 
-    def prepare(params: Leaves) -> tuple[Leaves, Leaves]:
-        weights = parts.prepare(params)
-        return only([not wanted_params.isdisjoint(of) for of in parts.from_params], differentiable(weights)), weights
+    def prepare(some: Leaves) -> tuple[Leaves, Leaves]:
+        weights = parts.prepare(combine(some, params))
+        return only([not places.isdisjoint(of) for of in parts.from_params], differentiable(weights)), weights
 
-    trained, pull, weights = jax.vjp(prepare, params, has_aux=True)
+    trained, pull, weights = jax.vjp(prepare, wrt_params, has_aux=True)
 
     def pull_weights(weights_bar: Leaves) -> PyTree:
         cast = [bar if w is None else bar.astype(w.dtype) for bar, w in zip(weights_bar, trained, strict=True)]
-        return jax.tree.unflatten(params_structure, pull(cast)[0])
+        return unflatten_like(call.params, pull(cast)[0])
 
     xs = jax.tree.leaves(varied.xs) or [jnp.zeros((call.steps, *call.batch, 0))]  # of no elements: it tells the steps
     state, shapes = jax.tree.leaves(varied.state), [*jax.tree.leaves(one_state), *parts.once]
     zero = [None if call.reset is None or is_key(s) else jnp.zeros_like(s) for s in state]
     reset_to = [*(jax.tree.leaves(varied.reset_state) or zero), *[None] * len(parts.once)]
     state += [full((*call.batch, *leaf.shape), leaf.dtype, varying(leaf)) for leaf in parts.once]
+    wrt_xs = only(_by_leaf(wanted.xs, xs), differentiable(xs))
+    wrt_reset_to = only(_by_leaf(call.reset_state is not None and wanted.reset_state, state), differentiable(reset_to))
     if derive:
         drive = jax.eval_shape(parts.project, weights, jax.tree.leaves(one_x))
-        arguments = parts.transition_with_effects, weights, shapes, drive, parts.costly
+        of_weights, of_xs, of_reset = ([leaf is not None for leaf in of] for of in (trained, wrt_xs, wrt_reset_to))
+        of_end = _by_leaf([bar is not None for bar in end_bar], state)
+        credited = map(any, zip(parts.reads_after, parts.reads_before, of_end, strict=True))
+        of_state = map(any, zip(_by_leaf(wanted.state, state), of_reset, strict=True))
+        of_drive = graph.depends(parts.project, [*of_weights, *of_xs], weights, jax.tree.leaves(one_x))
+        ends = Ends(list(credited), list(of_state), of_weights, of_drive)
+        arguments = parts.transition_with_effects, weights, shapes, drive, parts.costly, ends
         pullback = split_pullback(*arguments, fixed=parts.fixed, transpose_from=transpose_from)
     else:
         pullback = only_forwards(parts, len(shapes))
-    wrt_xs = only(_by_leaf(wanted.xs, xs), differentiable(xs))
-    wrt_reset_to = only(_by_leaf(call.reset_state is not None and wanted.reset_state, state), differentiable(reset_to))
     recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, unroll=call.unroll)
     return FlatCall(recurrence, Wrt(trained, wrt_xs, wrt_reset_to), state, Inputs(xs, varied.reset), pull_weights)
 
@@ -247,6 +260,7 @@ def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive
         derive: whether cotangents are wanted.
     """
     assert call.loss is not None
+    assert call.reads is not None
     counts = schedule.counts()
     targets, mask = jax.tree.map(lambda a: a[schedule.burn_in :], (call.targets, call.mask))
     if counts is not None and not counts.all():

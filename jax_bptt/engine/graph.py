@@ -9,6 +9,7 @@ its name and what it reads and makes. What is not known of one is left as it is:
 costly, a product with params that are not known is not rewritten.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -142,6 +143,13 @@ def reads(function: Callable, *arguments: Any) -> list[bool]:
     graph = trace(function, *arguments)
     met = set(backward_slice(graph, graph.outputs, lambda _: False)[1])
     return [v in met for v in graph.inputs]
+
+
+def depends(function: Callable, chosen: Iterable[bool], *arguments: Any) -> list[bool]:
+    """Of each leaf that the function returns whether it depends on leaves of the arguments that are chosen."""
+    graph = trace(function, *arguments)
+    level = dependence(graph, [graph.inputs, list(itertools.compress(graph.inputs, chosen))])
+    return [has_level(level, 1, atom) for atom in graph.outputs]
 
 
 def variables(atoms: Iterable[Atom]) -> list[Var]:

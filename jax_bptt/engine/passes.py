@@ -13,7 +13,7 @@ from typing import Any, Unpack
 import jax
 
 from jax_bptt.engine.flatten import (
-    NOTHING,
+    DELTA,
     Call,
     FlatCall,
     Objective,
@@ -25,7 +25,7 @@ from jax_bptt.engine.flatten import (
     unflatten_state,
 )
 from jax_bptt.engine.forward import Checkpoints, rematerialise, rows_of, run_forward, state_after
-from jax_bptt.engine.leaves import Leaves, add, combine, differentiable, zeros
+from jax_bptt.engine.leaves import Leaves, add, combine, zeros
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
 from jax_bptt.engine.plan import Asked, Plan, choose_plan, choose_windows
 from jax_bptt.engine.reverse_truncated import sum_of_windows
@@ -45,7 +45,7 @@ def value_and_gradient(
 ) -> tuple[tuple[jax.Array, PyTree], PyTree]:
     """The loss of a call, the state that the schedule returns, and the gradient, in the structures of the user."""
     several = (argnums,) if isinstance(argnums, int) else argnums
-    wanted = Wanted(params=0 in several, xs=2 in several)
+    wanted = Wanted(params=0 in several, state=1 in several, xs=2 in several)
     flat, state, got = backpropagate(call, schedule, wanted, reduction=reduction, **asked)
     params_bar = flat.pull_weights(got.weights_bar)
     grads = unflatten_gradients(call, argnums, schedule.burn_in, params_bar, got.start_bar, got.xs_bar)
@@ -55,7 +55,7 @@ def value_and_gradient(
 def backpropagate(
     call: Call,
     schedule: Schedule,
-    wanted: Wanted = NOTHING,
+    wanted: Wanted = DELTA,
     *,
     deltas: bool = False,
     reduction: Reduction = "sum",
@@ -64,7 +64,7 @@ def backpropagate(
     """What is differentiated, the state that the schedule returns, and the gradient.
 
     Args:
-        wanted: with respect to what beside the state.
+        wanted: with respect to what; that of state is δ of every one.
         deltas: whether δ of every state is wanted, of exact BPTT.
         asked: what the user asked of the plan.
     """
@@ -132,7 +132,7 @@ def run_reverse(
         return carry, (gradient.deltas if deltas else [], gradient.xs_bar)
 
     timed = flat.inputs, objective.targets, objective.mask, checkpoints.trajectory
-    delta = combine(delta, zeros((), differentiable(flat.state)))
+    delta = combine(recurrence.with_delta(delta), zeros((), recurrence.with_delta(flat.state)))
     carry = objective.zero, wide_zeros(wrt.weights), zeros((), wrt.reset_to), delta
     carry, out = scan_windows(window, carry, timed, plan.windows, stored=checkpoints.starts, reverse=True)
     loss, weights_bar, reset_bar, start_bar = carry

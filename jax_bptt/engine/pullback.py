@@ -51,6 +51,17 @@ class Pullback(NamedTuple):
     recomputation: Recomputation  # what it takes to compute the residuals again
     #: Per leaf of δ before the step: the leaves of δ after it that it is elementwise in; None where it is not.
     elementwise: tuple[Collection[int] | None, ...]
+    has_delta: tuple[bool, ...]  # per state leaf: whether credit passes it, from where it comes to where it is wanted
+    has_drive_bar: tuple[bool, ...]  # per leaf of the drive: whether its cotangent is wanted
+
+
+class Ends(NamedTuple):
+    """Where credit comes from, and where it is wanted."""
+
+    credited: Sequence[bool]  # per state leaf after the step: whether it has credit from elsewhere than the next step
+    state: Sequence[bool]  # per state leaf before the step: whether δ itself is wanted
+    weights: Sequence[bool]  # per weight: whether its cotangent is wanted
+    drive: Sequence[bool]  # per leaf of the drive
 
 
 def split_pullback(
@@ -59,6 +70,7 @@ def split_pullback(
     before: Leaves,
     drive: Leaves,
     costly: tuple[bool, ...],
+    ends: Ends | None = None,
     *,
     fixed: tuple[int, ...] = (),
     transpose_from: float = math.inf,
@@ -69,6 +81,7 @@ def split_pullback(
         transition: `SplitStep.transition_with_effects`.
         weights, before, drive: its arguments, or `jax.ShapeDtypeStruct`s of them, of one example.
         costly: `SplitStep.costly`.
+        ends: None where credit may come from anywhere, and is wanted everywhere.
         fixed: `SplitStep.fixed`.
         transpose_from: as for `split_step`.
     """
@@ -77,35 +90,21 @@ def split_pullback(
     forwards = graph.trace(transition, weights, before, drive)
     groups = _split_by(forwards.inputs, weights, before)
     values = [*forwards.outputs, *groups[2], *(v for eqn in forwards.equations for v in graph.results(eqn))]
-    pullback = functools.partial(_values_and_pullback, graph.extract_grouped(forwards, groups, values))
-
-    # The cotangents of weights and drive are there for what they read, which is saved for `transition_partials`.
-    joint = graph.trace(pullback, weights, before, drive, differentiable(before))
-    structure = joint.structure.children()[1]
-    W, S, D, delta = _split_by(joint.inputs, weights, before, drive)
-    named, before_bar, _ = split_list(joint.outputs, len(values), structure.num_leaves, None)
-    S_new = named[: len(S)]
-    name = graph.first_index([named], [range(len(named))])
-    level = graph.dependence(joint, [W, [*S, *D], delta], once=1)
-    is_weight = functools.partial(graph.has_level, level, 0)
-    saved = min_cut_residuals(joint, level, [*S, *S_new], itertools.compress(D, costly), name)
-
-    found: list[frozenset[int] | None] = []
-
-    def recursion(weights: Leaves, rows: Leaves, delta_values: Leaves) -> Leaves:
-        known = graph.first_index([W, [*S_new, *saved, *S, *D]], [weights, rows])
-        of_delta = dict(zip(delta, delta_values, strict=True))
-        terms = evaluate_factored(joint, known, of_delta, before_bar, is_weight, transpose_from)
-        found[:] = [c.leaves() if isinstance(c, Cotangent) else frozenset() for c in terms]
-        return [c.value() if isinstance(c, Cotangent) else c for c in terms]
-
-    exact = [i for i, leaf in enumerate(differentiable(before)) if leaf is not None]
-    known = [*before, *map(graph.shape_of, saved), *before, *drive]
-    fix, linearise, pull = _cut(recursion, weights, known, [before[i] for i in exact])
-    of_saved = [values[name[v]] for v in saved]
+    ends = ends or Ends(*([True] * len(of) for of in (before, before, weights, drive)))
+    credited, depends = _reached(forwards, groups, ends)
+    pullback = functools.partial(_values_and_pullback, graph.extract_grouped(forwards, groups, values), ends)
+    arguments, of_any = (weights, before, drive), only(depends, differentiable(before))
+    joint = _trace_joint(pullback, arguments, of_any)
+    places = _places_of_residuals(joint, costly)  # of any credit: where they are saved it is not known which there is
+    of_saved = [values[i] for i in places]
+    delta = only(credited, of_any)
+    moving, structure = [i for i, leaf in enumerate(delta) if leaf is not None], jax.tree.structure(delta)
+    if structure != jax.tree.structure(of_any):
+        joint = _trace_joint(pullback, arguments, delta)
+    (fix, linearise, pull), found = _cut_recursion(joint, arguments, places, moving, transpose_from)
+    elementwise = {i: of and tuple(moving[j] for j in sorted(of)) for i, of in zip(moving, found, strict=True)}
     cheap = itertools.compress(groups[2], map(operator.not_, costly))
     derived = derived_states(forwards, groups[1], [*groups[0], *cheap, *of_saved])
-    elementwise = {i: of and tuple(exact[j] for j in sorted(of)) for i, of in zip(exact, found, strict=True)}
     return Pullback(
         advance=_with_residuals(forwards, groups, of_saved),
         again=_with_residuals(forwards, groups, of_saved, fixed=fixed),
@@ -113,25 +112,110 @@ def split_pullback(
         fix=fix,
         linearise=lambda weights, before, drive, after, saved: linearise(weights, [*after, *saved, *before, *drive]),
         pull=lambda fixed, rows, delta: jax.tree.unflatten(structure, pull(fixed, rows, jax.tree.leaves(delta))),
-        residuals=[graph.shape_of(v) for v in saved],
+        residuals=list(map(graph.shape_of, of_saved)),
         derived=derived,
         derive=_without(derived, forwards, groups, of_saved),
         complete=_after_first(graph.extract_grouped(forwards, [forwards.outputs, *groups], of_saved)),
-        recomputation=recomputation(forwards, saved, itertools.compress(groups[1], derived)),
+        recomputation=recomputation(forwards, of_saved, itertools.compress(groups[1], derived)),
         elementwise=tuple(elementwise.get(i, ()) for i in range(len(before))),
+        has_delta=tuple(leaf is not None for leaf in delta),
+        has_drive_bar=tuple(leaf is not None for leaf in only(ends.drive, differentiable(drive))),
     )
 
 
+def _reached(
+    forwards: graph.Graph, groups: Sequence[Sequence[graph.Var]], ends: Ends
+) -> tuple[Sequence[bool], Sequence[bool]]:
+    """Of each leaf of the state, whether it gets credit, and whether it depends on anything whose cotangent is wanted.
+
+    Args:
+        forwards: the graph of the transition.
+        groups: its inputs, weights, before and drive.
+    """
+
+    def those(chosen: Sequence[bool], items: Sequence[Any]) -> list[Any]:
+        return list(itertools.compress(items, chosen))
+
+    weights, before, drive = groups
+    after = forwards.outputs[: len(before)]
+    asked = [*those(ends.weights, weights), *those(ends.drive, drive)]
+    credited, depends = ends.credited, ends.state
+    for _ in before:  # a step further back, and a step further on
+        known = credited, depends
+        met = set(graph.backward_slice(forwards, those(credited, after), lambda _: False)[1])
+        level = graph.dependence(forwards, [forwards.inputs, [*asked, *those(depends, before)]])
+        credited = [c or v in met for c, v in zip(credited, before, strict=True)]
+        depends = [d or graph.has_level(level, 1, v) for d, v in zip(depends, after, strict=True)]
+        if known == (credited, depends):
+            break
+    return credited, depends
+
+
+class _Joint(NamedTuple):
+    """The graph of a transition's values and of its pullback."""
+
+    whole: graph.Graph
+    inputs: list[list[graph.Var]]  # weights, before, drive, δ
+    level: dict[graph.Var, int]  # 0 of weights, 1 of rows, 2 of cotangents
+    values: list[graph.Atom]  # the state after the step first
+    before_bar: list[graph.Atom]
+
+
+def _trace_joint(pullback: Callable, arguments: tuple[Leaves, Leaves, Leaves], delta: Leaves) -> _Joint:
+    """That of these leaves of δ, with the cotangents of weights and drive, for what `transition_partials` reads."""
+    joint = graph.trace(pullback, *arguments, delta)
+    n_values, n_before, _ = (of.num_leaves for of in joint.structure.children())
+    values, before_bar, _ = split_list(joint.outputs, n_values, n_before, None)
+    W, S, D, of_delta = _split_by(joint.inputs, *arguments)
+    level = graph.dependence(joint, [W, [*S, *D], of_delta], once=1)
+    return _Joint(joint, [W, S, D, of_delta], level, values, before_bar)
+
+
+def _places_of_residuals(joint: _Joint, costly: tuple[bool, ...]) -> list[int]:
+    """Which of the values are to be saved."""
+    _, S, D, _ = joint.inputs
+    place = graph.first_index([joint.values], [range(len(joint.values))])
+    states = [*S, *joint.values[: len(S)]]
+    saved = min_cut_residuals(joint.whole, joint.level, states, itertools.compress(D, costly), place)
+    return [place[v] for v in saved]
+
+
+def _cut_recursion(
+    joint: _Joint, arguments: tuple[Leaves, Leaves, Leaves], saved: list[int], moving: list[int], transpose_from: float
+) -> tuple[tuple[Callable, Callable, Callable], list[frozenset[int] | None]]:
+    """The recursion of δ, cut into what is fixed, per row, and per step; and what each leaf of it is elementwise in.
+
+    Args:
+        saved: the places of the residuals among the values.
+        moving: the places of the leaves that have a δ.
+    """
+    (W, S, D, of_delta), (weights, before, drive) = joint.inputs, arguments
+    of_rows = [*joint.values[: len(S)], *(joint.values[i] for i in saved), *S, *D]
+    is_weight = functools.partial(graph.has_level, joint.level, 0)
+    found: list[frozenset[int] | None] = []
+
+    def recursion(weights: Leaves, rows: Leaves, delta: Leaves) -> Leaves:
+        known = graph.first_index([W, of_rows], [weights, rows])
+        cotangents = dict(zip(of_delta, delta, strict=True))
+        terms = evaluate_factored(joint.whole, known, cotangents, joint.before_bar, is_weight, transpose_from)
+        found[:] = [c.leaves() if isinstance(c, Cotangent) else frozenset() for c in terms]
+        return [c.value() if isinstance(c, Cotangent) else c for c in terms]
+
+    shapes = [*before, *(graph.shape_of(joint.values[i]) for i in saved), *before, *drive]
+    return _cut(recursion, weights, shapes, [before[i] for i in moving]), found
+
+
 def _values_and_pullback(
-    every_value: Callable, weights: Leaves, before: Leaves, drive: Leaves, delta: Leaves
+    every_value: Callable, ends: Ends, weights: Leaves, before: Leaves, drive: Leaves, delta: Leaves
 ) -> tuple[Leaves, Leaves, tuple[Leaves, Leaves]]:
     """Every value of the transition, and the cotangents of the state before it, and of weights and drive."""
 
     def after(*moving):
         values = every_value(*map(combine, moving, (weights, before, drive)))
-        return differentiable(values[: len(before)]), values
+        return only(delta, values[: len(before)]), values
 
-    _, pull, values = jax.vjp(after, *map(differentiable, (weights, before, drive)), has_aux=True)
+    trained, driving = only(ends.weights, differentiable(weights)), only(ends.drive, differentiable(drive))
+    _, pull, values = jax.vjp(after, trained, only(delta, before), driving, has_aux=True)
     weights_bar, delta_before, drive_bar = pull(delta)
     return values, delta_before, (weights_bar, drive_bar)
 
@@ -182,6 +266,8 @@ def only_forwards(parts: SplitStep, leaves: int) -> Pullback:
         complete=nothing,
         recomputation=Recomputation(0, 0),
         elementwise=(None,) * leaves,
+        has_delta=(False,) * leaves,
+        has_drive_bar=(),
     )
 
 
@@ -199,7 +285,11 @@ def _without(
 
 
 def transition_partials(
-    advance: Callable, weights: Leaves, rows: tuple[Leaves, Leaves, Leaves, Leaves], deltas: Leaves, wrt: Leaves
+    advance: Callable,
+    weights: Leaves,
+    rows: tuple[Leaves, Leaves, Leaves, Leaves],
+    deltas: Leaves,
+    wrt: tuple[Sequence[Any], Sequence[Any]],
 ) -> tuple[Leaves, Leaves]:
     """Σ (∂⁺h_t/∂w)ᵀ δ_t over all rows, and (∂⁺h_t/∂u_t)ᵀ δ_t of each row, for the weights w and the drive u_t.
 
@@ -208,16 +298,17 @@ def transition_partials(
         weights: the transition's weights.
         rows: before, drive, after and residuals of all rows, leaves of `[W, B, …]`.
         deltas: δ of the state after each row's step, `[W, B, …]`.
-        wrt: the weights whose gradient is wanted, None in place of others.
+        wrt: of the weights and of the drive what a cotangent is wanted of, None or False in place of others.
     """
     before, drive, after, residuals = rows
 
     def pulled(weights, before, drive, deltas, after):
         def after_of(some, drive_moving):
             new, residuals = advance(combine(some, weights), before, combine(drive_moving, drive), after)
-            return differentiable(new), (new, residuals)
+            return only(deltas, new), (new, residuals)
 
-        _, pull, known = jax.vjp(after_of, only(wrt, weights), differentiable(drive), has_aux=True)
+        moving = (only(chosen, of) for chosen, of in zip(wrt, (weights, drive), strict=True))
+        _, pull, known = jax.vjp(after_of, *moving, has_aux=True)
         return pull(deltas), known
 
     return graph.reuse(pulled, (weights, before, drive, deltas, after), (after, residuals))

@@ -21,7 +21,7 @@ import numpy as np
 
 from jax_bptt.engine.flatten import FlatCall, Inputs, Objective, Recurrence, Wrt
 from jax_bptt.engine.forward import Checkpoints, Rows, Trajectory, rematerialise, rows_of
-from jax_bptt.engine.leaves import Leaves, add, differentiable, expand_dims_like, full, varying, where, zeros
+from jax_bptt.engine.leaves import Leaves, add, expand_dims_like, full, varying, where, zeros
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
 from jax_bptt.engine.schedule import Grid
 from jax_bptt.engine.window_gradient import (
@@ -78,7 +78,7 @@ def sum_of_windows(
     carry = (
         objective.zero,
         wide_zeros(wrt.weights),
-        zeros((), differentiable(flat.state)),
+        zeros((), flat.recurrence.with_delta(flat.state)),
         zeros((), wrt.reset_to),
         jax.tree.map(lambda w: full((*shape, *w.shape[1:]), w.dtype, varying(w)), wrt.xs),
     )
@@ -167,7 +167,7 @@ def _hops(
         deltas = jax.tree.map(lambda a, b: _add_at(a, b, k1 - size, q - p), deltas, of_block)
         return delta, add(reset_bar, more), deltas
 
-    state = differentiable(recurrence.state)
+    state = recurrence.with_delta(recurrence.state)
     shape = recurrence.batch
     deltas = zeros((k1, q + lanes, *shape), state)
     carry = zeros((lanes, *shape), state), zeros((lanes,), wrt.reset_to), deltas

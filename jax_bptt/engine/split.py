@@ -15,8 +15,9 @@ The same reading cuts the transition's derivative, in `pullback`.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -41,16 +42,25 @@ class SplitStep(NamedTuple):
     rows: int  # how many rows a step of one example multiplies with a weight: more than 1 if it is written for a batch
     from_params: tuple[frozenset[int], ...]  # per weight: the leaves of the params that it depends on
     costly: tuple[bool, ...]  # per leaf of the drive: whether it takes a product to compute it
-    reads_after: tuple[bool, ...]  # per state leaf: whether the readout reads it after the step
-    reads_before: tuple[bool, ...]  # per state leaf: whether the readout reads it as it was before the step
+    reads_after: tuple[bool, ...]  # per state leaf: whether the outputs that count read it after the step
+    reads_before: tuple[bool, ...]  # per state leaf: whether they read it as it was before the step
 
 
-def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpose_from: float = math.inf) -> SplitStep:
+def split_step(
+    step: Step,
+    params: PyTree,
+    state: PyTree,
+    x: PyTree,
+    *,
+    reads: Sequence[bool] | None = None,
+    transpose_from: float = math.inf,
+) -> SplitStep:
     """Cut `step` into its four parts.
 
     Args:
         step: `step(params, state, x) -> (state, output)` of one example.
         params, state, x: what the step is called with, or `jax.ShapeDtypeStruct`s of it, without time and batch axes.
+        reads: per leaf of the output whether it counts, something that is differentiated depending on it; None: all do.
         transpose_from: rows from which on weights that stand before them in the transition are prepared transposed.
 
     An output is taken as a function of the new state wherever the step computes it from the very value that it
@@ -75,7 +85,10 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
     for_transition = graph.frontier(whole, S_new, lambda v: level[v] in (0, 1) or v in S, effects=True)
     drive = at(for_transition, 1)
     for_drive = graph.frontier(whole, drive, lambda v: level[v] == 0 or v in X)
-    for_readout = graph.frontier(whole, Y, lambda v: level[v] == 0 or v in given or v in S or v in X)
+    is_read = {*given, *S, *X, *at(list(level), 0)}.__contains__
+    for_readout = graph.frontier(whole, Y, is_read)
+    counts = Y if reads is None else itertools.compress(Y, reads)
+    credited = graph.frontier(whole, counts, is_read)
     weights = list(dict.fromkeys(at([*for_transition, *for_drive, *for_readout], 0)))
 
     readout = graph.extract_grouped(whole, [weights, S_new, X, S], Y)
@@ -96,8 +109,8 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
         costly=tuple(
             any(map(graph.is_costly, graph.backward_slice(whole, [v], lambda v: level[v] == 0)[0])) for v in drive
         ),
-        reads_after=tuple(v in given and v in for_readout and v not in S_new[:i] for i, v in enumerate(S_new)),
-        reads_before=(*(v in for_readout and v not in given for v in S), *[False] * len(once)),
+        reads_after=tuple(v in given and v in credited and v not in S_new[:i] for i, v in enumerate(S_new)),
+        reads_before=(*(v in credited and v not in given for v in S), *[False] * len(once)),
     )
 
 

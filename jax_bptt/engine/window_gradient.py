@@ -96,9 +96,9 @@ def credit_from_losses(
     _, pull, made = jax.vjp(
         outputs,
         wrt.weights,
-        only(parts.reads_after, differentiable(rows.after)),
+        only(parts.reads_after, recurrence.with_delta(rows.after)),
         only(wrt.xs, rows.inputs.x),
-        only(parts.reads_before, differentiable(rows.before)),
+        only(parts.reads_before, recurrence.with_delta(rows.before)),
         has_aux=True,
     )
     axes = (rows.inputs.steps, *recurrence.lanes, *recurrence.batch)
@@ -177,6 +177,8 @@ def recur(
         return (delta, reset_bar), delta_t
 
     carry = delta, zeros((), only(wrt.reset_to, delta))
+    if not jax.tree.leaves(carry):  # no credit goes anywhere
+        return *carry, delta
     (start_bar, reset_bar), deltas = scan_steps(back, carry, steps, size, reverse=True, unroll=recurrence.unroll)
     return start_bar, reset_bar, deltas
 
@@ -193,12 +195,13 @@ def immediate_partials(recurrence: Recurrence, rows: Rows, deltas: Leaves, wrt: 
         def project(weights: Leaves, some: Leaves) -> tuple[Leaves, Leaves]:
             inputs = rows.inputs._replace(x=combine(some, x))
             drive = project_rows(recurrence._replace(weights=combine(weights, recurrence.weights)), inputs)
-            return differentiable(drive), drive
+            return only(recurrence.pullback.has_drive_bar, drive), drive
 
         _, pull, drive = jax.vjp(project, wrt.weights, only(wrt.xs, x), has_aux=True)
         advance = recurrence.over_rows(recurrence.pullback.again, (None, 0, 0, 0), rows.inputs.steps)
         known = rows.before, drive, rows.after, rows.residuals
-        by_transition, drive_bar = transition_partials(advance, recurrence.weights, known, deltas, wrt.weights)
+        of_what = wrt.weights, recurrence.pullback.has_drive_bar
+        by_transition, drive_bar = transition_partials(advance, recurrence.weights, known, deltas, of_what)
         by_drive, xs_bar = pull(drive_bar)
         return add(by_transition, by_drive), xs_bar
 

@@ -106,3 +106,71 @@ def test_the_same_reading_finds_all_of_it_in_jax_grad(name):
     forward, backward = step_loops(jb.reference.bptt, cell)
     assert weights_carried(backward, cell.init(jax.random.key(0)))
     assert any({I, O} & sizes(product) for loop in (forward, backward) for product in products(loop))
+
+
+M, P = 19, 23
+
+
+def partly_learnt(params, state, x):
+    """m is only looked at, and the phase depends on nothing that is trained."""
+    h, m, phase = state
+    h = jnp.tanh(params["A"] @ h + params["B"] @ x + phase.mean())
+    return (h, jnp.tanh(params["M"] @ m + h.sum()), 0.9 * phase + 0.1), params["C"] @ h
+
+
+def loss_by_scan(params, state, xs, ys):
+    def body(state, x):
+        state, y = jax.vmap(partly_learnt, (None, 0, 0))(params, state, x)
+        return state, (y, state[1])
+
+    _, (outputs, looked_at) = jb.scan(body, state, xs, window=W)
+    return ((outputs - ys) ** 2).sum() / 2, looked_at.sum()
+
+
+PARTLY_LEARNT = {
+    "exact": (jb.bptt(partly_learnt, jb.losses.squared_error, window=W), jb.reference.bptt),
+    "windows": (
+        jb.truncated_bptt(partly_learnt, jb.losses.squared_error, W, 2 * W),
+        lambda *of: jb.reference.truncated_bptt(*of, W, 2 * W),
+    ),
+    "scan": (jax.value_and_grad(loss_by_scan, has_aux=True), jb.reference.bptt),
+}
+
+
+def partly_learnt_arguments():
+    shapes = {"A": (H, H), "B": (H, I), "C": (O, H), "M": (M, M)}
+    normal = np.random.default_rng(0).normal
+    params = {name: jnp.asarray(normal(size=shape)) / 4 for name, shape in shapes.items()}
+    state = tuple(jnp.asarray(normal(size=(B, size))) for size in (H, M, P))
+    return params, state, jnp.asarray(normal(size=(T, B, I))), jnp.asarray(normal(size=(T, B, O)))
+
+
+@pytest.mark.parametrize("name", PARTLY_LEARNT)
+def test_leaves_that_credit_does_not_pass_are_not_in_the_reverse_loop(name):
+    gradient, reference = PARTLY_LEARNT[name]
+    args = partly_learnt_arguments()
+    jaxpr = jax.make_jaxpr(gradient)(*args).jaxpr
+    forward, *reverse = [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "scan" and eqn.params["length"] == W]
+    read = [{size for eqn in loop.params["jaxpr"].jaxpr.eqns for size in sizes(eqn)} for loop in (forward, *reverse)]
+    assert read[0] >= {M, P}
+    assert reverse
+    assert all(not {M, P} & of_loop for of_loop in read[1:])
+
+    got, want = gradient(*args)[1], reference(partly_learnt, jb.losses.squared_error)(*args)[1]
+    for leaf, like in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(leaf, like, rtol=1e-10, atol=1e-12)
+
+
+def test_where_no_credit_is_handed_on_there_is_no_reverse_loop():
+    """The params of the readout alone are trained."""
+    params, *args = partly_learnt_arguments()
+
+    def loss(C, A):
+        return loss_by_scan(params | {"A": A, "C": C}, *args)[0]
+
+    def loops(argnums):
+        jaxpr = jax.make_jaxpr(jax.grad(loss, argnums))(params["C"], params["A"]).jaxpr
+        return [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "scan" and eqn.params["length"] == W]
+
+    assert len(loops(0)) == 1
+    assert len(loops(1)) == 2
