@@ -265,3 +265,19 @@ def test_chunks_with_context_add_up_where_k1_is_less_than_k2(k1, k2, context, sa
             whole, total = whole + value, g if total is None else jax.tree.map(jnp.add, total, g)
             sum_xs[steps] += x
         assert difference((whole, total, sum_xs[context:]), (loss, grads, to_xs)) <= 1e-12
+
+
+@pytest.mark.parametrize("losses", ["newest", "all", "last"])
+@pytest.mark.parametrize(("k1", "k2"), [(4, 16), (16, 16), (8, 40), (20, 1000)])
+def test_windows_that_all_begin_at_the_outset_cost_no_more_than_the_exact_gradient(losses, k1, k2):
+    cell = jb.cells.gru(3, 32, 2)
+    shapes = (16, 8, 3), (16, 8, 2)
+    args = cell.init(jax.random.key(0)), cell.initial_state(8), *(jnp.ones(shape, "float32") for shape in shapes)
+
+    def compiled(gradient):
+        return jax.jit(gradient).lower(*args).compile()
+
+    exact = compiled(jb.bptt(cell, jb.losses.squared_error))
+    truncated = compiled(jb.truncated_bptt(cell, jb.losses.squared_error, k1, k2, losses=losses))
+    for cost in (lambda of: of.memory_analysis().temp_size_in_bytes, lambda of: of.cost_analysis()["flops"]):
+        assert cost(truncated) <= 1.1 * cost(exact)

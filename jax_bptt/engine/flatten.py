@@ -261,11 +261,13 @@ def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive
     """
     assert call.loss is not None
     assert call.reads is not None
-    counts = schedule.counts()
+    counts = schedule.counts
     targets, mask = jax.tree.map(lambda a: a[schedule.burn_in :], (call.targets, call.mask))
-    if counts is not None and not counts.all():
-        mask = jnp.ones((schedule.steps, *call.batch), call.loss_dtype) if mask is None else mask
-        mask = where(jnp.asarray(counts > 0), [mask])[0]
+    weighs = schedule.grid is None  # each loss as often as it counts; windows that share one count it by themselves
+    if counts is not None and (weighs or not counts.all()):
+        ones = jnp.ones((schedule.steps, *call.batch), call.loss_dtype)
+        mask = where(jnp.asarray(counts > 0), [ones if mask is None else mask])[0]
+        mask = mask * expand_dims_like(jnp.asarray(counts, mask.dtype), mask) if weighs else mask
     dtype = accumulator(call.loss_dtype)
     data = axes_of(arrays_of(call)[0] | {"params": None})
     if reduction == "sum":
@@ -275,7 +277,9 @@ def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive
         scale = 1 / jnp.asarray(number).astype(dtype)  # as an array, since it may be symbolic
     else:
         weights = jnp.ones((schedule.steps, *call.batch), dtype) if mask is None else mask.astype(dtype)
-        weight = (weights if counts is None else weights * expand_dims_like(jnp.asarray(counts, dtype), weights)).sum()
+        if counts is not None and not weighs:
+            weights *= expand_dims_like(jnp.asarray(counts, dtype), weights)
+        weight = weights.sum()
         if data:  # divided among devices: the mean is over the examples of all
             weight = jax.lax.psum(vary(weight, data), tuple(sorted(data)))
         scale = divide(jnp.ones((), dtype), weight)

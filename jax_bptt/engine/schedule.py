@@ -3,6 +3,9 @@
     exact(T)                        every loss, all the way
     truncated(T, k1, k2, losses)    in windows that end every k1 steps and begin k2 steps before their end
 
+Where every window of a truncation begins at the outset, nothing is cut: it is the exact gradient of its losses, each as
+often as it counts.
+
 All of it is counted in plain numbers, before anything is traced. How a schedule is computed is for `plan` to say.
 """
 
@@ -78,11 +81,7 @@ class Schedule(NamedTuple):
     steps: int  # those after the burn-in
     grid: Grid | None  # where their credit stops; None where it travels all the way
     returned: int  # after how many of all steps the state is returned
-
-    def counts(self) -> np.ndarray | None:
-        """How often the loss of each step after the burn-in counts; None where all count once."""
-        counts = None if self.grid is None else self.grid.counts()
-        return None if counts is None or (counts == 1).all() else counts
+    counts: np.ndarray | None = None  # how often the loss of each step after the burn-in counts; None: all once
 
 
 def exact(steps: int, burn_in: int = 0, returned: int | None = None) -> Schedule:
@@ -95,4 +94,7 @@ def truncated(steps: int, k1: int, k2: int, losses: Losses = "newest", burn_in: 
     reach = Grid(steps, k1, k2, losses).reach * k1
     burn_in += max(0, context - reach)
     after = steps - burn_in
-    return Schedule(burn_in, after, Grid(after, k1, k2, losses, min(context, reach)), steps - context)
+    grid = Grid(after, k1, k2, losses, min(context, reach))
+    counts = grid.counts()
+    cuts = any(start > 0 for start, _, _ in grid.windows())
+    return Schedule(burn_in, after, grid if cuts else None, steps - context, None if (counts == 1).all() else counts)
