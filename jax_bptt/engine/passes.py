@@ -116,9 +116,10 @@ def run_reverse(
         delta: a cotangent of the state after the last step, leaves of `[B, …]`; None is zero.
         deltas: whether δ of every state is wanted, of exact BPTT.
     """
+    recurrence, wrt = flat.recurrence, flat.wrt
+    delta = recurrence.with_delta(delta)
     if schedule.grid is not None:
         return sum_of_windows(flat, checkpoints, objective, delta, schedule.grid, plan.lanes)
-    recurrence, wrt = flat.recurrence, flat.wrt
 
     def window(carry: Any, timed: Any, start: Leaves, size: int) -> tuple[Any, Any]:
         """δ is handed on to the window before."""
@@ -132,7 +133,7 @@ def run_reverse(
         return carry, (gradient.deltas if deltas else [], gradient.xs_bar)
 
     timed = flat.inputs, objective.targets, objective.mask, checkpoints.trajectory
-    delta = combine(recurrence.with_delta(delta), zeros((), recurrence.with_delta(flat.state)))
+    delta = combine(delta, zeros((), recurrence.with_delta(flat.state)))
     carry = objective.zero, wide_zeros(wrt.weights), zeros((), wrt.reset_to), delta
     carry, out = scan_windows(window, carry, timed, plan.windows, stored=checkpoints.starts, reverse=True)
     loss, weights_bar, reset_bar, start_bar = carry
