@@ -152,6 +152,15 @@ def depends(function: Callable, chosen: Iterable[bool], *arguments: Any) -> list
     return [has_level(level, 1, atom) for atom in graph.outputs]
 
 
+def origins(graph: Graph, among: Sequence[Var]) -> dict[Var, frozenset[int]]:
+    """For each variable the places of those among these that it is computed from."""
+    found = dict.fromkeys(graph.constants, frozenset[int]()) | {v: frozenset([i]) for i, v in enumerate(among)}
+    for eqn in graph.equations:
+        read = (found.get(v, frozenset()) for v in variables(eqn.invars))
+        found.update(dict.fromkeys(eqn.outvars, frozenset[int]().union(*read)))
+    return found
+
+
 def variables(atoms: Iterable[Atom]) -> list[Var]:
     """Those of the atoms that are variables, and not literals."""
     return [atom for atom in atoms if isinstance(atom, Var)]
@@ -304,6 +313,13 @@ def interpret(
 
 def evaluate(graph: Graph, eqn: Equation, operands: Sequence[Any]) -> list[Any]:
     """The results of one equation, those of no use left out."""
+    if not _inner(eqn):
+        made = eqn.primitive.bind(*operands, **eqn.params)
+        return [
+            value
+            for v, value in zip(eqn.outvars, made if eqn.primitive.multiple_results else [made], strict=True)
+            if type(v) is Var
+        ]
     read = first_index([eqn.invars], [operands])
     return _function(graph, list(read), results(eqn), [eqn])(*read.values())
 

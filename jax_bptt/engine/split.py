@@ -105,19 +105,21 @@ def split_step(
         fixed=tuple(i for i, v in enumerate(S_new) if graph.is_fixed(whole, v)),
         one_by_one=any(map(graph.keeps_shape, whole.equations)),
         rows=rows,
-        from_params=tuple(_origins(whole, v, P) for v in weights),
-        costly=tuple(
-            any(map(graph.is_costly, graph.backward_slice(whole, [v], lambda v: level[v] == 0)[0])) for v in drive
-        ),
+        from_params=tuple(map(graph.origins(whole, P).__getitem__, weights)),
+        costly=tuple(map(_made_by_products(whole, level).__contains__, drive)),
         reads_after=tuple(v in given and v in credited and v not in S_new[:i] for i, v in enumerate(S_new)),
         reads_before=(*(v in credited and v not in given for v in S), *[False] * len(once)),
     )
 
 
-def _origins(whole: graph.Graph, v: graph.Var, among: list[graph.Var]) -> frozenset[int]:
-    """The places of the variables that `v` is computed from."""
-    met = set(graph.backward_slice(whole, [v], lambda _: False)[1])
-    return frozenset(i for i, origin in enumerate(among) if origin in met)
+def _made_by_products(whole: graph.Graph, level: Mapping[graph.Var, int]) -> set[graph.Var]:
+    """What depends on more than params, and takes something costly to compute."""
+    made = set[graph.Var]()
+    for eqn in whole.equations:
+        moving = [v for v in eqn.outvars if level[v] > 0]
+        if moving and (graph.is_costly(eqn) or not made.isdisjoint(graph.variables(eqn.invars))):
+            made.update(moving)
+    return made
 
 
 def _rows_first(whole: graph.Graph, n_params: int, n_state: int, transpose_from: float) -> tuple[graph.Graph, int]:
