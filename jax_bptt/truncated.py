@@ -54,7 +54,7 @@ def truncated_bptt(
     Args:
         model, loss, argnums, reduction, save, burn_in: as for `bptt`. With `reduction="mean"`, a loss that counts twice
             weighs twice. With `save="boundaries"`, the state before every k1-th step is saved. Windows are counted from
-            the end of the burn-in.
+            the end of the burn-in. Where all of them begin at the outset, they are computed as `bptt` computes them.
         k1: steps from one window's end to the next.
         k2: steps that a window reaches back over.
         losses: "newest", "all" or "last".

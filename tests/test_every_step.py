@@ -201,6 +201,43 @@ def test_derivatives_of_truncated_results(k1, k2, losses, burn_in, context):
 # Factors that overflow before they meet δ; selects.
 
 
+@pytest.mark.parametrize(
+    "transition",
+    [
+        lambda h, x: jax.nn.relu(h) + jax.nn.relu(2 * h - 1) + x,
+        lambda h, x: jax.nn.relu(jax.nn.relu(h) + jax.nn.relu(2 * h) + x),
+        lambda h, x: jnp.where(x > 0, jnp.where(h > 0, 2 * h, 0), h) + jnp.where(x > 0, jnp.where(h < 1, h * x, 0), 0),
+        lambda h, x: jnp.maximum(h, 0.3) * x + jnp.maximum(0.5, jnp.maximum(h, x)),
+    ],
+)
+def test_selects_by_several_predicates_add_up(transition):
+    def step(a, h, x):
+        h = transition(a * h, x)
+        return h, h
+
+    args = jnp.asarray(0.7), normal(1, B, H), normal(2, T, B, H), normal(3, T, B, H)
+    check_equal("bptt", args, step, SQUARED)
+    check_equal("truncated_bptt", args, step, SQUARED, 2, 3)
+
+
+def test_losses_of_half_precision_that_count_often_do_not_overflow():
+    def step(a, h, x):
+        return a * h + x, 30 * (a * h + x)
+
+    def make(dtype):
+        args = (
+            jnp.asarray(0.5, dtype),
+            jnp.ones((1, 1), dtype),
+            jnp.ones((64, 1, 1), dtype),
+            jnp.ones((64, 1, 1), dtype),
+        )
+        gradient = jb.truncated_bptt(step, jb.losses.squared_error, 1, 64, losses="all", reduction="mean")
+        (loss, _), grads = gradient(*args)
+        return np.asarray(loss, "float64"), np.asarray(grads, "float64")
+
+    np.testing.assert_allclose(make("float16"), make("float64"), rtol=5e-3)
+
+
 @pytest.mark.parametrize("gains", [(200, 400), (300, 1000)])
 def test_factors_of_half_precision_do_not_overflow(gains):
     outer, inner = gains
@@ -311,6 +348,24 @@ def test_steps_that_fill_up_blocks_make_no_nan(k1, k2, losses, save):
 
 
 # Nothing: no elements, no units, no outputs, no inputs, no targets.
+
+
+@pytest.mark.parametrize("losses", ["newest", "all", "last"])
+@pytest.mark.parametrize("k2", [2, 4, 7])
+def test_steps_of_the_context_make_no_nan(losses, k2):
+    """The norm has no derivative at zero, where the state is in the context, which has no losses."""
+
+    def step(a, h, x):
+        h = a * h + x
+        return h, jnp.sqrt((h**2).sum())
+
+    a, h, xs, ys = jnp.asarray(0.5), jnp.zeros((B, H)), normal(0, 4, B, H), normal(1, 4, B)
+    ahead = [jnp.zeros((2, *of.shape[1:])) for of in (xs, ys)]
+    make = functools.partial(jb.truncated_bptt, step, lambda y, t: (y - t) ** 2, 2, k2, losses=losses)
+    longer = (jnp.concatenate(pair) for pair in zip(ahead, (xs, ys), strict=True))
+    got = make(context=2)(a, h, *longer, reset=np.arange(6) == 2)
+    want = make()(a, h, xs, ys)
+    assert difference((got[0][0], got[1]), (want[0][0], want[1])) <= 1e-12
 
 
 @pytest.mark.parametrize(("where", "save"), [("state", "dots"), ("state", "boundaries"), ("output", "states")])
@@ -562,3 +617,10 @@ def test_symbolic_shapes(make, symbolic):
         more.append((LEAKY[0], normal(0, 20), normal(1, T, 20), normal(2, T, 20)))
     for args in more:
         assert difference(exported.call(*args), make()(*args)) <= 1e-12
+
+
+def test_a_symbolic_number_of_steps_is_not_cut():
+    (t,) = jax.export.symbolic_shape("t")
+    xs = jax.ShapeDtypeStruct((t, 3), "float64")
+    with pytest.raises(ValueError, match=r"length: found t time steps, expected a number, since k1 and k2 cut them"):
+        jax.eval_shape(lambda xs: jb.scan(lambda h, x: (h + x, h), jnp.zeros(3), xs, k1=2, k2=2), xs)

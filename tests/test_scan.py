@@ -477,3 +477,19 @@ def test_what_is_not_asked_for_is_not_computed():
     loss, args = PROGRAMS["rnn"]
     text = str(jax.make_jaxpr(jax.grad(functools.partial(loss, functools.partial(jb.scan, window=T)), 1))(*args))
     assert f"f64[{T * B}," not in text
+
+
+def test_what_a_step_is_traced_in_holds():
+    """Keys draw other numbers under another `threefry_partitionable`."""
+
+    def loss(scan, h, keys):
+        def body(h, key):
+            with jax.threefry_partitionable(False):
+                drawn = jax.random.normal(key, (3,))
+            return jnp.tanh(h * drawn), h * jnp.sin(jnp.asarray(2.0) * drawn)
+
+        return (scan(body, h, keys)[1] ** 2).sum()
+
+    args = jnp.arange(3.0), jax.random.split(jax.random.key(0), 5)
+    got, want = (jax.value_and_grad(functools.partial(loss, scan))(*args) for scan in (jb.scan, jax.lax.scan))
+    assert difference(got, want) <= 1e-12

@@ -92,7 +92,7 @@ def check_call(
             + " after the burn-in" * bool(burn_in)
         )
     output = _check_step(step, params, state, xs)
-    loss_dtype, reads = None, ()
+    loss_dtype, reads = None, None
     if loss is not None:
         of_one = output, without_leading(targets, 2)
         loss_dtype = _check_loss_value(loss, *of_one)

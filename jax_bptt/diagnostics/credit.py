@@ -152,7 +152,7 @@ def credit_by_lag(
 
     def norms(delta: Leaves) -> jax.Array:
         squares = [jnp.square(jnp.abs(d)).reshape(steps, *call.batch, -1).sum(-1) for d in delta if d is not None]
-        return jnp.sqrt(sum(squares, objective.zero)).sum(-1)
+        return jnp.sqrt(sum(squares, jnp.zeros((steps, *call.batch), objective.zero.dtype))).sum(-1)
 
     def one_step_back(delta: Leaves, lag: jax.Array | int, to_before: Leaves) -> Leaves:
         passed = jnp.maximum(jnp.arange(steps) - lag, 0)

@@ -40,7 +40,7 @@ class Placement(NamedTuple):
 
 
 def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placement:
-    """What of a step runs where, and why, in the gradient functions.
+    """What of a step runs where, and why, where all gradients are asked for, of a loss that all outputs count in.
 
         h_t, ŷ_t = step(θ, h_{t−1}, x_t),    δ_{t−1} = credit_{t−1} + (∂h_t/∂h_{t−1})ᵀ δ_t
 
@@ -63,10 +63,10 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
     rows = before, drive, before, pullback.residuals
     reads = jax.eval_shape(pullback.fix, weights), jax.eval_shape(pullback.linearise, weights, *rows)
 
-    fixed, delta = _operations(pullback.fix, weights), differentiable(before)
+    fixed, delta = _operations(pullback.fix, weights), recurrence.with_delta(before)
 
     def partials(weights: Leaves, rows: tuple[Leaves, Leaves, Leaves, Leaves], deltas: Leaves) -> tuple[Leaves, Leaves]:
-        of_what = differentiable(weights), differentiable(drive)
+        of_what = differentiable(weights), pullback.has_drive_bar
         return transition_partials(pullback.again, weights, rows, deltas, of_what)
 
     def size(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:

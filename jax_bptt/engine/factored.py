@@ -150,13 +150,19 @@ def _sum(some: Cotangent, more: Cotangent) -> Cotangent:
 
 def _merged(term: Term, new: Term) -> Term:
     """The sum of two terms of the same root: zero where both are, by a select, and elsewhere by one factor."""
-    if term.cases == new.cases:
+    if _are_same(term.cases, new.cases):
         return term._replace(factor=term.factor_or_ones() + new.factor_or_ones())
     factor = _kept(term.cases, term.factor_or_ones()) + _kept(new.cases, new.factor_or_ones())
     either: tuple[Case, ...] = ()
     if term.cases and new.cases and not _are_opposite(term.cases, new.cases):
         either = ((_are_cases(term.cases) | _are_cases(new.cases), 1),)
     return term._replace(factor=factor, cases=either)
+
+
+def _are_same(some: tuple[Case, ...], more: tuple[Case, ...]) -> bool:
+    """Whether the cases are of the very same predicates; to compare values would be to compute."""
+    pairs = zip(some, more, strict=False)
+    return len(some) == len(more) and all(a is b and which == other for (a, which), (b, other) in pairs)
 
 
 def _are_opposite(some: tuple[Case, ...], more: tuple[Case, ...]) -> bool:

@@ -1,6 +1,6 @@
 """From a call to what the passes work on, and back: flat leaves, the step taken apart, the losses as they count.
 
-flat      = flatten_call(call, argnums)              a recurrence, its state and inputs
+flat      = flatten_call(call, wanted)               a recurrence, its state and inputs
 objective = objective_of(call, reduction, schedule)  where the credit comes from
 grads     = unflatten_gradients(…)                   cotangents of flat leaves in the structures of the user
 """
@@ -247,10 +247,10 @@ class Objective(NamedTuple):
 
     pull: Pull
     targets: PyTree  # [T, B, …]
-    mask: jax.Array | None  # [T, B], in the dtype of the loss
+    mask: jax.Array | None  # [T, B]
     zero: jax.Array  # a loss of zero, in the dtype in which they are summed
     reads: tuple[bool, ...]  # per leaf of the outputs: whether anything depends on it
-    masked: bool = False  # whether there is a mask that the user gave
+    masked: bool = False  # whether what is made of steps that the mask drops is to be selected away
 
 
 def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive: bool = True) -> Objective:
@@ -261,14 +261,18 @@ def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive
     """
     assert call.loss is not None
     assert call.reads is not None
-    counts = schedule.counts
+    counts, dtype = schedule.counts, accumulator(call.loss_dtype)
     targets, mask = jax.tree.map(lambda a: a[schedule.burn_in :], (call.targets, call.mask))
-    weighs = schedule.grid is None  # each loss as often as it counts; windows that share one count it by themselves
-    if counts is not None and (weighs or not counts.all()):
-        ones = jnp.ones((schedule.steps, *call.batch), call.loss_dtype)
-        mask = where(jnp.asarray(counts > 0), [ones if mask is None else mask])[0]
-        mask = mask * expand_dims_like(jnp.asarray(counts, mask.dtype), mask) if weighs else mask
-    dtype = accumulator(call.loss_dtype)
+    counted, dropped = None if mask is None else mask.astype(dtype), call.mask is not None
+    if counts is not None:
+        there = jnp.ones((schedule.steps, *call.batch), call.loss_dtype) if mask is None else mask
+        (there,) = where(jnp.asarray(counts > 0), [there])
+        counted = there.astype(dtype) * expand_dims_like(jnp.asarray(counts, dtype), there)
+        if not counts.all():
+            mask = there
+            dropped |= schedule.grid is None or schedule.grid.losses != "newest"  # which reads no step without a loss
+        if schedule.grid is None:  # each loss as often as it counts; windows that share one count it by themselves
+            mask = counted
     data = axes_of(arrays_of(call)[0] | {"params": None})
     if reduction == "sum":
         scale = jnp.ones((), dtype)
@@ -276,17 +280,12 @@ def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive
         number = (schedule.steps if counts is None else int(counts.sum())) * math.prod(call.batch)
         scale = 1 / jnp.asarray(number).astype(dtype)  # as an array, since it may be symbolic
     else:
-        weights = jnp.ones((schedule.steps, *call.batch), dtype) if mask is None else mask.astype(dtype)
-        if counts is not None and not weighs:
-            weights *= expand_dims_like(jnp.asarray(counts, dtype), weights)
-        weight = weights.sum()
+        weight = (jnp.ones((schedule.steps, *call.batch), dtype) if counted is None else counted).sum()
         if data:  # divided among devices: the mean is over the examples of all
             weight = jax.lax.psum(vary(weight, data), tuple(sorted(data)))
         scale = divide(jnp.ones((), dtype), weight)
     zero = full((), dtype, data | axes_of(call.params))
-    return Objective(
-        _pull_loss(call.loss, scale, call.reads, derive), targets, mask, zero, call.reads, call.mask is not None
-    )
+    return Objective(_pull_loss(call.loss, scale, call.reads, derive), targets, mask, zero, call.reads, dropped)
 
 
 def _pull_loss(loss: Loss, scale: jax.Array, reads: tuple[bool, ...], derive: bool) -> Pull:
@@ -324,7 +323,9 @@ def masked(loss: Loss) -> Callable[[PyTree, PyTree, jax.Array], jax.Array]:
         counts = weight != 0
         output = jax.tree.map(lambda y: jnp.where(counts, y, jax.lax.stop_gradient(y)), output)
         value = loss(output, target)
-        return jnp.where(counts, jnp.asarray(weight, value.dtype) * value, jnp.zeros_like(value))
+        dtype = jnp.promote_types(weight.dtype, value.dtype)
+        value = weight.astype(dtype) * value.astype(dtype)
+        return jnp.where(counts, value, jnp.zeros_like(value))
 
     return weighted
 

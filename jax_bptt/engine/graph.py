@@ -313,13 +313,6 @@ def interpret(
 
 def evaluate(graph: Graph, eqn: Equation, operands: Sequence[Any]) -> list[Any]:
     """The results of one equation, those of no use left out."""
-    if not _inner(eqn):
-        made = eqn.primitive.bind(*operands, **eqn.params)
-        return [
-            value
-            for v, value in zip(eqn.outvars, made if eqn.primitive.multiple_results else [made], strict=True)
-            if type(v) is Var
-        ]
     read = first_index([eqn.invars], [operands])
     return _function(graph, list(read), results(eqn), [eqn])(*read.values())
 

@@ -95,7 +95,7 @@ def split_pullback(
     pullback = functools.partial(_values_and_pullback, graph.extract_grouped(forwards, groups, values), ends)
     arguments, of_any = (weights, before, drive), only(depends, differentiable(before))
     joint = _trace_joint(pullback, arguments, of_any)
-    places = _places_of_residuals(joint, costly)  # of any credit: where they are saved it is not known which there is
+    places = _places_of_residuals(joint, costly)  # of any credit: `scan` saves them before it knows of which
     of_saved = [values[i] for i in places]
     delta = only(credited, of_any)
     moving, structure = [i for i, leaf in enumerate(delta) if leaf is not None], jax.tree.structure(delta)
@@ -162,7 +162,7 @@ class _Joint(NamedTuple):
 
 
 def _trace_joint(pullback: Callable, arguments: tuple[Leaves, Leaves, Leaves], delta: Leaves) -> _Joint:
-    """That of these leaves of δ, with the cotangents of weights and drive, for what `transition_partials` reads."""
+    """The joint graph of these leaves of δ; cotangents of weights and drive are there for what their making reads."""
     joint = graph.trace(pullback, *arguments, delta)
     n_values, n_before, _ = (of.num_leaves for of in joint.structure.children())
     values, before_bar, _ = split_list(joint.outputs, n_values, n_before, None)

@@ -90,7 +90,13 @@ def exact(steps: int, burn_in: int = 0, returned: int | None = None) -> Schedule
 
 
 def truncated(steps: int, k1: int, k2: int, losses: Losses = "newest", burn_in: int = 0, context: int = 0) -> Schedule:
-    """That of truncated BPTT, the context included: what of it no window reaches is burn-in, too."""
+    """That of truncated BPTT, the context included: what of it no window reaches is burn-in, too.
+
+    Raises:
+        ValueError: for a number of steps that is symbolic.
+    """
+    if not isinstance(steps, int):
+        raise ValueError(f"length: found {steps} time steps, expected a number, since k1 and k2 cut them into windows")
     reach = Grid(steps, k1, k2, losses).reach * k1
     burn_in += max(0, context - reach)
     after = steps - burn_in

@@ -346,3 +346,11 @@ def call(make, steps=5):
 def test_bad_input_is_named(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+def test_no_credit_at_all():
+    """A loss that reads no state."""
+    args = jnp.asarray(0.5), jnp.zeros((2, 1)), jnp.ones((4, 2, 1)), jnp.ones((4, 2, 1))
+    step, loss = lambda p, h, x: (jnp.tanh(p * h + x), p * x), jb.losses.squared_error
+    np.testing.assert_array_equal(jb.diagnostics.lag_profile(step, loss, 2)(*args), np.zeros(3))
+    np.testing.assert_array_equal(jb.diagnostics.credit_matrix(step, loss)(*args), np.zeros((4, 4)))

@@ -10,7 +10,7 @@ from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, O,
 import jax_bptt as jb
 from jax_bptt.engine.leaves import combine, differentiable
 from jax_bptt.engine.plan import default_save
-from jax_bptt.engine.pullback import split_pullback, transition_partials
+from jax_bptt.engine.pullback import Ends, split_pullback, transition_partials
 from jax_bptt.engine.split import split_step
 from jax_bptt.engine.windows import without_leading
 
@@ -247,3 +247,24 @@ def test_low_precision_inside_a_step():
         return h, h
 
     check(Example(step, PLAIN, normal(14, H), normal(15, I)))
+
+
+@pytest.mark.parametrize(
+    ("after", "credited", "of_state", "has_delta"),
+    [
+        (lambda a, h, u: [h[1], h[2], h[0] * u], (1, 0, 0), (0, 0, 0), (1, 1, 1)),  # a register
+        (lambda a, h, u: [h[1], h[2], u], (0, 0, 1), (0, 0, 0), (0, 0, 1)),  # credit goes the other way
+        (lambda a, h, u: [h[1], h[2], u], (1, 0, 0), (0, 0, 0), (1, 1, 1)),
+        (lambda a, h, u: [h[0], h[1] * h[0], u + h[1]], (0, 0, 1), (0, 0, 0), (0, 0, 1)),  # of nothing asked for
+        (lambda a, h, u: [h[0], h[1] * h[0], u + h[1]], (0, 0, 1), (1, 0, 0), (1, 1, 1)),
+        (lambda a, h, u: [h[1], h[0], a * h[2]], (1, 0, 0), (0, 1, 0), (1, 1, 0)),  # two that change places
+        (lambda a, h, u: [a, jnp.ones(()), h[0]], (0, 1, 1), (0, 0, 0), (1, 0, 1)),  # what a step makes of no state
+        (lambda a, h, u: [a * h[0], h[1], h[2]], (0, 0, 0), (1, 1, 1), (0, 0, 0)),  # no credit
+    ],
+)
+def test_delta_is_of_leaves_between_credit_and_what_is_asked_for(after, credited, of_state, has_delta):
+    """The weight and the drive are asked for."""
+    one = jnp.ones(())
+    ends = Ends(*([bool(is_it) for is_it in of] for of in (credited, of_state, (1,), (1,))))
+    pullback = split_pullback(lambda w, h, u: after(*w, h, *u), [one], [one] * 3, [one], (False,), ends)
+    assert pullback.has_delta == tuple(map(bool, has_delta))
