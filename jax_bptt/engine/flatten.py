@@ -298,9 +298,9 @@ def _pull_loss(loss: Loss, scale: jax.Array, reads: tuple[bool, ...], derive: bo
 
         def losses(some: Leaves) -> tuple[jax.Array, jax.Array]:
             outputs = jax.tree.unflatten(structure, combine(some, leaves))
-            of_row, rows = (loss, ()) if mask is None else (masked(loss), (mask,))
-            values = vmap_leading(of_row, 0, axes)(outputs, targets, *rows)
-            values = scale * values.astype(scale.dtype)
+            of_row, rows = (loss, ()) if mask is None else (masked(loss), ((mask != 0).astype(mask.dtype),))
+            values = vmap_leading(of_row, 0, axes)(outputs, targets, *rows).astype(scale.dtype)
+            values = scale * (values if mask is None else mask.astype(scale.dtype) * values)
             return values.sum(), values
 
         some = only(reads, differentiable(leaves))
@@ -323,9 +323,7 @@ def masked(loss: Loss) -> Callable[[PyTree, PyTree, jax.Array], jax.Array]:
         counts = weight != 0
         output = jax.tree.map(lambda y: jnp.where(counts, y, jax.lax.stop_gradient(y)), output)
         value = loss(output, target)
-        dtype = jnp.promote_types(weight.dtype, value.dtype)
-        value = weight.astype(dtype) * value.astype(dtype)
-        return jnp.where(counts, value, jnp.zeros_like(value))
+        return jnp.where(counts, jnp.asarray(weight, value.dtype) * value, jnp.zeros_like(value))
 
     return weighted
 
