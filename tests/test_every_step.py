@@ -347,9 +347,6 @@ def test_steps_that_fill_up_blocks_make_no_nan(k1, k2, losses, save):
         check_equal("truncated_bptt", args, step, SQUARED, k1, k2, losses=losses, save=save)
 
 
-# Nothing: no elements, no units, no outputs, no inputs, no targets.
-
-
 @pytest.mark.parametrize("losses", ["newest", "all", "last"])
 @pytest.mark.parametrize("k2", [2, 4, 7])
 def test_steps_of_the_context_make_no_nan(losses, k2):
@@ -366,6 +363,9 @@ def test_steps_of_the_context_make_no_nan(losses, k2):
     got = make(context=2)(a, h, *longer, reset=np.arange(6) == 2)
     want = make()(a, h, xs, ys)
     assert difference((got[0][0], got[1]), (want[0][0], want[1])) <= 1e-12
+
+
+# Nothing: no elements, no units, no outputs, no inputs, no targets.
 
 
 @pytest.mark.parametrize(("where", "save"), [("state", "dots"), ("state", "boundaries"), ("output", "states")])

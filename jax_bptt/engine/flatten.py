@@ -5,6 +5,7 @@ objective = objective_of(call, reduction, schedule)  where the credit comes from
 grads     = unflatten_gradients(…)                   cotangents of flat leaves in the structures of the user
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -221,7 +222,8 @@ def flatten_call(call: Call, wanted: Wanted = DELTA, end_bar: Sequence[Any] = ()
         of_end = _by_leaf([bar is not None for bar in end_bar], state)
         credited = map(any, zip(parts.reads_after, parts.reads_before, of_end, strict=True))
         of_state = map(any, zip(_by_leaf(wanted.state, state), of_reset, strict=True))
-        of_drive = graph.depends(parts.project, [*of_weights, *of_xs], weights, jax.tree.leaves(one_x))
+        asked = set(itertools.compress(itertools.count(), [*of_weights, *of_xs]))
+        of_drive = [not asked.isdisjoint(of) for of in parts.drive_from]
         ends = Ends(list(credited), list(of_state), of_weights, of_drive)
         arguments = parts.transition_with_effects, weights, shapes, drive, parts.costly, ends
         pullback = split_pullback(*arguments, fixed=parts.fixed, transpose_from=transpose_from)

@@ -9,7 +9,6 @@ its name and what it reads and makes. What is not known of one is left as it is:
 costly, a product with params that are not known is not rewritten.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -145,19 +144,14 @@ def reads(function: Callable, *arguments: Any) -> list[bool]:
     return [v in met for v in graph.inputs]
 
 
-def depends(function: Callable, chosen: Iterable[bool], *arguments: Any) -> list[bool]:
-    """Of each leaf that the function returns whether it depends on leaves of the arguments that are chosen."""
-    graph = trace(function, *arguments)
-    level = dependence(graph, [graph.inputs, list(itertools.compress(graph.inputs, chosen))])
-    return [has_level(level, 1, atom) for atom in graph.outputs]
-
-
 def origins(graph: Graph, among: Sequence[Var]) -> dict[Var, frozenset[int]]:
-    """For each variable the places of those among these that it is computed from."""
-    found = dict.fromkeys(graph.constants, frozenset[int]()) | {v: frozenset([i]) for i, v in enumerate(among)}
+    """For each variable the places of those among these that it is computed from, of which each is its own origin."""
+    found = dict.fromkeys([*graph.constants, *graph.inputs], frozenset[int]())
+    found |= {v: frozenset([i]) for i, v in enumerate(among)}
     for eqn in graph.equations:
-        read = (found.get(v, frozenset()) for v in variables(eqn.invars))
-        found.update(dict.fromkeys(eqn.outvars, frozenset[int]().union(*read)))
+        of = frozenset[int]().union(*(found[v] for v in variables(eqn.invars)))
+        for v in eqn.outvars:
+            found.setdefault(v, of)
     return found
 
 

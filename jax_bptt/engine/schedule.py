@@ -101,6 +101,6 @@ def truncated(steps: int, k1: int, k2: int, losses: Losses = "newest", burn_in: 
     burn_in += max(0, context - reach)
     after = steps - burn_in
     grid = Grid(after, k1, k2, losses, min(context, reach))
+    cuts = grid.context + k1 * grid.blocks > k2  # the last window, if any, begins after the outset
     counts = grid.counts()
-    cuts = any(start > 0 for start, _, _ in grid.windows())
     return Schedule(burn_in, after, grid if cuts else None, steps - context, None if (counts == 1).all() else counts)

@@ -41,6 +41,8 @@ class SplitStep(NamedTuple):
     one_by_one: bool  # whether rows are to be computed step by step, since something is not to be mapped over
     rows: int  # how many rows a step of one example multiplies with a weight: more than 1 if it is written for a batch
     from_params: tuple[frozenset[int], ...]  # per weight: the leaves of the params that it depends on
+    #: Per leaf of the drive: the leaves that it depends on, of the weights and, counted on behind them, of x.
+    drive_from: tuple[frozenset[int], ...]
     costly: tuple[bool, ...]  # per leaf of the drive: whether it takes a product to compute it
     reads_after: tuple[bool, ...]  # per state leaf: whether the outputs that count read it after the step
     reads_before: tuple[bool, ...]  # per state leaf: whether they read it as it was before the step
@@ -85,10 +87,9 @@ def split_step(
     for_transition = graph.frontier(whole, S_new, lambda v: level[v] in (0, 1) or v in S, effects=True)
     drive = at(for_transition, 1)
     for_drive = graph.frontier(whole, drive, lambda v: level[v] == 0 or v in X)
-    is_read = {*given, *S, *X, *at(list(level), 0)}.__contains__
-    for_readout = graph.frontier(whole, Y, is_read)
-    counts = Y if reads is None else itertools.compress(Y, reads)
-    credited = graph.frontier(whole, counts, is_read)
+    is_given = {*given, *S, *X, *at(list(level), 0)}.__contains__
+    for_readout = graph.frontier(whole, Y, is_given)
+    credited = for_readout if reads is None else graph.frontier(whole, itertools.compress(Y, reads), is_given)
     weights = list(dict.fromkeys(at([*for_transition, *for_drive, *for_readout], 0)))
 
     readout = graph.extract_grouped(whole, [weights, S_new, X, S], Y)
@@ -106,6 +107,7 @@ def split_step(
         one_by_one=any(map(graph.keeps_shape, whole.equations)),
         rows=rows,
         from_params=tuple(map(graph.origins(whole, P).__getitem__, weights)),
+        drive_from=tuple(map(graph.origins(whole, [*weights, *X]).__getitem__, drive)),
         costly=tuple(map(_made_by_products(whole, level).__contains__, drive)),
         reads_after=tuple(v in given and v in credited and v not in S_new[:i] for i, v in enumerate(S_new)),
         reads_before=(*(v in credited and v not in given for v in S), *[False] * len(once)),
