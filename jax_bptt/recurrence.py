@@ -57,7 +57,8 @@ def scan(
     example, for a batch or for anything else, and its products with weights are found in it. Without k1 and k2 its
     gradient is exact, with respect to `init`, `xs` and all that `f` closes over. With them the cotangent of y_t travels
     back as a loss at t does in `truncated_bptt` with `losses="newest"`, and the cotangent of the last carry to the
-    start of the last window.
+    start of the last window. What only the ys need is computed with them, and again in the backward pass: of it nothing
+    is saved.
 
     Reverse mode, any number of times, and forward mode over it (`jax.hessian`, `jax.jvp` of `jax.grad`); forward mode
     alone (`jax.jvp`, `jax.jacfwd`) and `jax.linear_transpose` raise JAX's errors for a `custom_vjp`, as does the
