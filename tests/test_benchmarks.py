@@ -54,6 +54,14 @@ def test_scans_beside_each_other():
     assert [row.split()[0] for row in done.stdout.splitlines()[1:]] == ["elman", "gru", "lstm"]
 
 
+@pytest.mark.parametrize("options", [[], ["--scan"]])
+def test_the_zoo(options):
+    done = benchmark("--quick", "--only", "spikes", *options, module="tests.benchmarks.zoo")
+    assert done.returncode == 0, done.stderr
+    kinds = [row.split(" | ")[0] for row in done.stdout.splitlines()[2:-1]]
+    assert kinds == ["| spikes, LIF, 16 steps", "| spikes, LIF, 256 steps", "| spikes, ALIF"]
+
+
 def test_a_checkout_beside_itself(tmp_path):
     options = "--quick", "--cells", "elman", "--repeats", "1", "--compilations", "1"
     done = benchmark(str(ROOT), *options, module="tests.benchmarks.checkouts")
