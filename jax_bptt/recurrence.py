@@ -18,7 +18,6 @@ from jax_bptt.checks.options import check_computation, check_if_truncated
 from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import (
     Call,
-    Objective,
     Wanted,
     arrays_of,
     close_step,
@@ -29,6 +28,7 @@ from jax_bptt.engine.flatten import (
 )
 from jax_bptt.engine.forward import Rows, read_rows, run_forward
 from jax_bptt.engine.leaves import Leaves
+from jax_bptt.engine.objective import Objective
 from jax_bptt.engine.passes import plan_of, run_reverse
 from jax_bptt.engine.plan import Asked
 from jax_bptt.engine.windows import join, vmap_leading

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from jax_bptt.checks.arguments import over_sequences
 from jax_bptt.checks.options import check_argnums, check_options, check_truncation
-from jax_bptt.engine.flatten import Call, masked, vary_data
+from jax_bptt.engine.flatten import Call, vary_data
 from jax_bptt.engine.leaves import divide, is_key
+from jax_bptt.engine.objective import masked
 from jax_bptt.model import GradientFunction, Loss, Losses, Model, PyTree, Reduction, step_of
 
 

@@ -22,9 +22,10 @@ import optax
 from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_like, over_sequences
 from jax_bptt.checks.options import check_options, check_truncation, describe
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call, flatten_call, objective_of, unflatten_state
+from jax_bptt.engine.flatten import Call, flatten_call, unflatten_state
 from jax_bptt.engine.forward import Rows, read_rows, run_forward
 from jax_bptt.engine.leaves import is_key
+from jax_bptt.engine.objective import objective_of
 from jax_bptt.engine.passes import value_and_gradient
 from jax_bptt.engine.plan import choose_windows
 from jax_bptt.engine.windows import without_leading

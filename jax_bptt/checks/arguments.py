@@ -15,8 +15,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jax_bptt.checks.options import check_count, describe
-from jax_bptt.engine import graph
 from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.step import graph
 from jax_bptt.engine.windows import without_leading
 from jax_bptt.model import Loss, OverSequences, PyTree, Step
 

@@ -13,9 +13,10 @@ import numpy as np
 from jax_bptt.checks.arguments import check_finite, over_sequences
 from jax_bptt.checks.options import check_count, check_if_truncated, check_options
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call, flatten_call, objective_of, unflatten_state
+from jax_bptt.engine.flatten import Call, flatten_call, unflatten_state
 from jax_bptt.engine.forward import allocate, rows_of, run_window
 from jax_bptt.engine.leaves import Leaves, add, divide, where, zeros
+from jax_bptt.engine.objective import objective_of
 from jax_bptt.engine.passes import run_burn_in
 from jax_bptt.engine.window_gradient import credit_from_losses, linearise
 from jax_bptt.model import Loss, Losses, Model, OverSequences, step_of

@@ -12,10 +12,10 @@ import jax
 
 from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.engine.flatten import Wanted, flatten_call
-from jax_bptt.engine.graph import Equation, is_costly, shape_of, trace
 from jax_bptt.engine.leaves import Leaves, differentiable
 from jax_bptt.engine.plan import default_save
-from jax_bptt.engine.pullback import transition_partials
+from jax_bptt.engine.step.graph import Equation, is_costly, shape_of, trace
+from jax_bptt.engine.step.pullback import transition_partials
 from jax_bptt.engine.windows import without_leading
 from jax_bptt.model import Model, PyTree, Save, step_of
 

@@ -3,14 +3,12 @@
 It reads top to bottom, each room using those above it:
 
     leaves              lists of leaves, None where there is no derivative
-    graph               traced functions; the only door to JAX's jaxprs
-    split               the step's four parts
-    partition           what to save of a step: a minimum cut
-    factored, pullback  the transition's derivative; a cotangent as a sum of factor ⊙ root
+    step/               one step as it is read, without time: its graph, its parts, its derivative
     windows             time cut into windows
     schedule, plan      what is computed of a call, and how: every default
     outer_products      gradients of weights, sums over rows
-    flatten             from a call to flat leaves and losses, and back
+    flatten             from a call to flat leaves, and back
+    objective           the losses as they count
     forward             states of a window, of all windows
     window_gradient     credit, recursion, immediate partials
     reverse_truncated   windows side by side, nothing handed on

@@ -1,8 +1,7 @@
-"""From a call to what the passes work on, and back: flat leaves, the step taken apart, the losses as they count.
+"""From a call to what the passes work on, and back: flat leaves, and the step taken apart.
 
-flat      = flatten_call(call, wanted)               a recurrence, its state and inputs
-objective = objective_of(call, reduction, schedule)  where the credit comes from
-grads     = unflatten_gradients(…)                   cotangents of flat leaves in the structures of the user
+flat  = flatten_call(call, wanted)      a recurrence, its state and inputs
+grads = unflatten_gradients(…)          cotangents of flat leaves in the structures of the user
 """
 
 import itertools
@@ -14,15 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.engine import graph
 from jax_bptt.engine.leaves import (
     Leaves,
-    accumulator,
     axes_of,
     combine,
     concrete,
     differentiable,
-    divide,
     expand_dims_like,
     full,
     is_key,
@@ -30,15 +26,14 @@ from jax_bptt.engine.leaves import (
     sum_like,
     vary,
     varying,
-    where,
     zeros,
 )
 from jax_bptt.engine.plan import TRANSPOSE_FROM
-from jax_bptt.engine.pullback import Ends, Pullback, only_forwards, split_pullback
-from jax_bptt.engine.schedule import Schedule
-from jax_bptt.engine.split import SplitStep, split_step
+from jax_bptt.engine.step import graph
+from jax_bptt.engine.step.pullback import Ends, Pullback, only_forwards, split_pullback
+from jax_bptt.engine.step.split import SplitStep, split_step
 from jax_bptt.engine.windows import map_leading, vmap_leading, without_leading
-from jax_bptt.model import Loss, PyTree, Reduction, Step
+from jax_bptt.model import Loss, PyTree, Step
 
 
 class Call(NamedTuple):
@@ -236,98 +231,6 @@ def flatten_call(call: Call, wanted: Wanted = DELTA, end_bar: Sequence[Any] = ()
 def _by_leaf(wanted: bool | Sequence[bool], leaves: Leaves) -> Sequence[bool]:
     """Of each leaf whether it is wanted; of those that are ours, not."""
     return [wanted] * len(leaves) if isinstance(wanted, bool) else [*wanted, *[False] * (len(leaves) - len(wanted))]
-
-
-# The losses.
-
-Pull = Callable[[PyTree, PyTree, jax.Array | None, tuple[int, ...]], tuple[jax.Array, Leaves]]
-"""`(outputs, targets, mask, axes) -> (losses, cotangents of the leaves of the outputs)`, of rows of these axes."""
-
-
-class Objective(NamedTuple):
-    """Where the credit comes from."""
-
-    pull: Pull
-    targets: PyTree  # [T, B, …]
-    mask: jax.Array | None  # [T, B]
-    zero: jax.Array  # a loss of zero, in the dtype in which they are summed
-    reads: tuple[bool, ...]  # per leaf of the outputs: whether anything depends on it
-    masked: bool = False  # whether what is made of steps that the mask drops is to be selected away
-
-
-def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive: bool = True) -> Objective:
-    """The losses of a call, after the burn-in, as they count.
-
-    Args:
-        derive: whether cotangents are wanted.
-    """
-    assert call.loss is not None
-    assert call.reads is not None
-    counts, dtype = schedule.counts, accumulator(call.loss_dtype)
-    targets, mask = jax.tree.map(lambda a: a[schedule.burn_in :], (call.targets, call.mask))
-    counted, dropped = None if mask is None else mask.astype(dtype), call.mask is not None
-    if counts is not None:
-        there = jnp.ones((schedule.steps, *call.batch), call.loss_dtype) if mask is None else mask
-        (there,) = where(jnp.asarray(counts > 0), [there])
-        counted = there.astype(dtype) * expand_dims_like(jnp.asarray(counts, dtype), there)
-        if not counts.all():
-            mask = there
-            dropped |= schedule.grid is None or schedule.grid.losses != "newest"  # which reads no step without a loss
-        if schedule.grid is None:  # each loss as often as it counts; windows that share one count it by themselves
-            mask = counted
-    data = axes_of(arrays_of(call)[0] | {"params": None})
-    if reduction == "sum":
-        scale = jnp.ones((), dtype)
-    elif mask is None and not data:
-        number = (schedule.steps if counts is None else int(counts.sum())) * math.prod(call.batch)
-        scale = 1 / jnp.asarray(number).astype(dtype)  # as an array, since it may be symbolic
-    else:
-        weight = (jnp.ones((schedule.steps, *call.batch), dtype) if counted is None else counted).sum()
-        if data:  # divided among devices: the mean is over the examples of all
-            weight = jax.lax.psum(vary(weight, data), tuple(sorted(data)))
-        scale = divide(jnp.ones((), dtype), weight)
-    zero = full((), dtype, data | axes_of(call.params))
-    return Objective(_pull_loss(call.loss, scale, call.reads, derive), targets, mask, zero, call.reads, dropped)
-
-
-def _pull_loss(loss: Loss, scale: jax.Array, reads: tuple[bool, ...], derive: bool) -> Pull:
-    """The losses scale · mask · loss(output, target) of all rows, and their cotangents."""
-
-    def pull(
-        outputs: PyTree, targets: PyTree, mask: jax.Array | None, axes: tuple[int, ...]
-    ) -> tuple[jax.Array, Leaves]:
-        leaves, structure = jax.tree.flatten(outputs)
-
-        def losses(some: Leaves) -> tuple[jax.Array, jax.Array]:
-            outputs = jax.tree.unflatten(structure, combine(some, leaves))
-            of_row, rows = (loss, ()) if mask is None else (masked(loss), ((mask != 0).astype(mask.dtype),))
-            values = vmap_leading(of_row, 0, axes)(outputs, targets, *rows).astype(scale.dtype)
-            values = scale * (values if mask is None else mask.astype(scale.dtype) * values)
-            return values.sum(), values
-
-        some = only(reads, differentiable(leaves))
-        if not derive:
-            return losses(some)[1], []
-        (_, values), cotangents = jax.value_and_grad(losses, has_aux=True)(some)
-        return values, cotangents
-
-    return pull
-
-
-def masked(loss: Loss) -> Callable[[PyTree, PyTree, jax.Array], jax.Array]:
-    """`loss` times a weight, as `(output, target, weight) -> scalar`.
-
-    Where the weight is zero, loss and gradient are zero whatever output and target hold, NaN included: the cotangent
-    is cut on its way out of the loss, where 0 · NaN would get through, and on its way into the output.
-    """
-
-    def weighted(output: PyTree, target: PyTree, weight: jax.Array) -> jax.Array:
-        counts = weight != 0
-        output = jax.tree.map(lambda y: jnp.where(counts, y, jax.lax.stop_gradient(y)), output)
-        value = loss(output, target)
-        return jnp.where(counts, jnp.asarray(weight, value.dtype) * value, jnp.zeros_like(value))
-
-    return weighted
 
 
 # And back.

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from jax_bptt.engine.graph import Equation, contracted_axes, interpret, product, shape_of, trace
 from jax_bptt.engine.leaves import Leaves, accumulator, full, varying
 from jax_bptt.engine.plan import narrow_first
+from jax_bptt.engine.step.graph import Equation, contracted_axes, interpret, product, shape_of, trace
 from jax_bptt.model import PyTree
 
 

@@ -16,16 +16,15 @@ from jax_bptt.engine.flatten import (
     DELTA,
     Call,
     FlatCall,
-    Objective,
     Recurrence,
     Wanted,
     flatten_call,
-    objective_of,
     unflatten_gradients,
     unflatten_state,
 )
 from jax_bptt.engine.forward import Checkpoints, rematerialise, rows_of, run_forward, state_after
 from jax_bptt.engine.leaves import Leaves, add, combine, zeros
+from jax_bptt.engine.objective import Objective, objective_of
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
 from jax_bptt.engine.plan import Asked, Plan, choose_plan, choose_windows
 from jax_bptt.engine.reverse_truncated import sum_of_windows

@@ -10,8 +10,8 @@ and, of products, whether weights are read transposed and which operand comes fi
 import math
 from typing import NamedTuple, TypedDict, Unpack
 
-from jax_bptt.engine.partition import Recomputation
 from jax_bptt.engine.schedule import Grid, Schedule
+from jax_bptt.engine.step.partition import Recomputation
 from jax_bptt.engine.windows import Windows
 from jax_bptt.model import Save
 

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.engine.flatten import FlatCall, Inputs, Objective, Recurrence, Wrt
+from jax_bptt.engine.flatten import FlatCall, Inputs, Recurrence, Wrt
 from jax_bptt.engine.forward import Checkpoints, Rows, Trajectory, rematerialise, rows_of
 from jax_bptt.engine.leaves import Leaves, add, expand_dims_like, full, varying, where, zeros
+from jax_bptt.engine.objective import Objective
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
 from jax_bptt.engine.schedule import Grid
 from jax_bptt.engine.window_gradient import (

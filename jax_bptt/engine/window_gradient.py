@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.flatten import Objective, Recurrence, Wrt
+from jax_bptt.engine.flatten import Recurrence, Wrt
 from jax_bptt.engine.forward import Rows, project_rows, read_rows
 from jax_bptt.engine.leaves import Leaves, add, combine, differentiable, expand_dims_like, is_key, only, where, zeros
+from jax_bptt.engine.objective import Objective
 from jax_bptt.engine.outer_products import with_outer_products
-from jax_bptt.engine.pullback import transition_partials
+from jax_bptt.engine.step.pullback import transition_partials
 from jax_bptt.engine.windows import scan_steps
 from jax_bptt.model import PyTree
 

@@ -6,7 +6,7 @@ from jaxprs import primitives
 from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, O, normal, plain, plain_step
 
 from jax_bptt.engine.leaves import combine, differentiable
-from jax_bptt.engine.split import SplitStep, split_step
+from jax_bptt.engine.step.split import SplitStep, split_step
 
 MATRIX = normal(10, H, H)
 

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import jax
 
-from jax_bptt.engine import graph
 from jax_bptt.engine.leaves import Leaves, split_list
+from jax_bptt.engine.step import graph
 from jax_bptt.model import PyTree, Step
 
 

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jax_bptt.engine import graph
-from jax_bptt.engine.factored import Cotangent, evaluate_factored
 from jax_bptt.engine.leaves import Leaves, combine, differentiable, only, split_list
-from jax_bptt.engine.partition import Recomputation, derived_states, min_cut_residuals, recomputation
-from jax_bptt.engine.split import SplitStep
+from jax_bptt.engine.step import graph
+from jax_bptt.engine.step.factored import Cotangent, evaluate_factored
+from jax_bptt.engine.step.partition import Recomputation, derived_states, min_cut_residuals, recomputation
+from jax_bptt.engine.step.split import SplitStep
 
 
 class Pullback(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from jax_bptt.engine.graph import (
+from jax_bptt.engine.step.graph import (
     bytes_of,
     contracted_axes,
     dependence,
@@ -19,7 +19,7 @@ from jax_bptt.engine.graph import (
     rows_first,
     trace,
 )
-from jax_bptt.engine.partition import derived_states
+from jax_bptt.engine.step.partition import derived_states
 
 HIGHEST, DEFAULT = jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT
 rng = np.random.default_rng(0)

@@ -3,7 +3,7 @@ import itertools
 import hypothesis
 import hypothesis.strategies as st
 
-from jax_bptt.engine.partition import minimum_cut
+from jax_bptt.engine.step.partition import minimum_cut
 
 
 @st.composite

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 import jax_bptt as jb
-from jax_bptt.engine.flatten import masked
+from jax_bptt.engine.objective import masked
 
 
 def test_a_masked_loss_is_the_loss_times_the_weight():

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.graph import Atom, Equation, Graph, Var, evaluate, interpret, rows_first, shape_of
+from jax_bptt.engine.step.graph import Atom, Equation, Graph, Var, evaluate, interpret, rows_first, shape_of
 
 Case = tuple[Any, int]
 """A predicate, and which of its values is meant."""

@@ -1,0 +1,9 @@
+"""One step, as it is read: of one example, without time.
+
+It reads top to bottom, each room using those above it:
+
+    graph               traced functions; the only door to JAX's jaxprs
+    split               the step's four parts
+    partition           what to save of a step: a minimum cut
+    factored, pullback  the transition's derivative; a cotangent as a sum of factor ⊙ root
+"""
