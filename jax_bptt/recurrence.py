@@ -30,7 +30,9 @@ from jax_bptt.engine.forward import Rows, read_rows, run_forward
 from jax_bptt.engine.leaves import Leaves
 from jax_bptt.engine.objective import Objective
 from jax_bptt.engine.passes import plan_of, run_reverse
-from jax_bptt.engine.plan import Asked
+from jax_bptt.engine.plan import WHOLE, Asked, Plan
+from jax_bptt.engine.schedule import Schedule
+from jax_bptt.engine.whole_steps import scan_whole
 from jax_bptt.engine.windows import join, vmap_leading
 from jax_bptt.model import Model, PyTree, Save, step_of
 
@@ -111,7 +113,10 @@ def scan(
     call = vary_data(call)
     step, constants = close_step(call)
     call = call._replace(step=lambda params, carry, x: step(params, None, carry, x), params=constants)
-    carry, ys = _run(call, truncation, asked)
+    plan = _whole_or_cut(call, truncation, asked)
+    if plan is not None and plan.whole:
+        return jax.lax.scan(f, init, xs, length, reverse, unrolled)
+    carry, ys = _run(call, truncation, plan, asked)
     return carry, _in_order(ys, reverse)
 
 
@@ -173,7 +178,9 @@ def unroll(
         xs=_in_order(call.xs, reverse),
         reset=_in_order(call.reset, reverse),
     )
-    last, outputs = _run(call, truncation, asked)
+    plan = _whole_or_cut(call, truncation, asked)
+    is_whole = plan is not None and plan.whole
+    last, outputs = scan_whole(call) if is_whole else _run(call, truncation, plan, asked)
     return last, _in_order(outputs, reverse)
 
 
@@ -182,10 +189,27 @@ def _in_order(tree: PyTree, reverse: bool) -> PyTree:
     return jax.tree.map(lambda a: jnp.flip(a, 0), tree) if reverse else tree
 
 
-def _run(call: Call, truncation: tuple | None, asked: Asked) -> tuple[PyTree, PyTree]:
+def _schedule(call: Call, truncation: tuple | None) -> Schedule:
+    return schedule.truncated(call.steps, *truncation) if truncation else schedule.exact(call.steps)
+
+
+def _whole_or_cut(call: Call, truncation: tuple | None, asked: Asked) -> Plan | None:
+    """How a step is computed that may be left whole, if all of it is to be differentiated but xs; None if it is cut.
+
+    What is opaque is left whole before its derivative is traced: it may have none, and only be run.
+    """
+    scheduled = _schedule(call, truncation)
+    if any(asked.values()) or scheduled.grid is not None:
+        return None
+    parts = flatten_call(call, derive=False).recurrence.parts
+    if parts.opaque or parts.opaque_readout:
+        return WHOLE
+    return plan_of(flatten_call(call, Wanted(params=True, state=True), jax.tree.leaves(call.state)), scheduled)
+
+
+def _run(call: Call, truncation: tuple | None, chosen: Plan | None, asked: Asked) -> tuple[PyTree, PyTree]:
     """State and outputs of a call, whose step closes over nothing; derived by the reverse pass."""
-    scheduled = schedule.truncated(call.steps, *truncation) if truncation else schedule.exact(call.steps)
-    given, sizes = arrays_of(call)
+    scheduled, (given, sizes) = _schedule(call, truncation), arrays_of(call)
 
     @jax.custom_vjp
     def run(given: dict[str, PyTree]) -> tuple[PyTree, PyTree]:
@@ -194,7 +218,7 @@ def _run(call: Call, truncation: tuple | None, asked: Asked) -> tuple[PyTree, Py
     def forwards(given: dict[str, PyTree], wanted: Wanted | None = None) -> Any:
         call, derive = sizes._replace(**given), wanted is not None
         flat = flatten_call(call, wanted or Wanted(), jax.tree.leaves(call.state), derive=derive)
-        plan = plan_of(flat.recurrence, scheduled, **asked)
+        plan = chosen or plan_of(flat, scheduled, may_be_whole=False, **asked)
 
         def read(rows: Rows, _: None) -> PyTree:
             return read_rows(flat.recurrence, rows)
@@ -222,7 +246,7 @@ def _run(call: Call, truncation: tuple | None, asked: Asked) -> tuple[PyTree, Py
         flat = flatten_call(sizes._replace(**given, reads=reads), wanted_of(given, perturbed), state_bar)
         state_bar += [None] * len(flat.recurrence.parts.once)
         objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), reads)
-        plan = plan_of(flat.recurrence, scheduled, **asked)
+        plan = chosen or plan_of(flat, scheduled, may_be_whole=False, **asked)
         got = run_reverse(flat, checkpoints, objective, state_bar, scheduled, plan)
         # As many cotangents whatever is asked for: in JAX 0.7 one pullback may not return now more, now fewer.
         bars = {"state": got.start_bar, "xs": got.xs_bar, "reset": [None], "reset_state": got.reset_bar}

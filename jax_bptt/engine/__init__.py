@@ -12,5 +12,6 @@ It reads top to bottom, each room using those above it:
     forward             states of a window, of all windows
     window_gradient     credit, recursion, immediate partials
     reverse_truncated   windows side by side, nothing handed on
+    whole_steps         steps that are better not cut, by JAX's own derivative of a scan
     passes              forward pass and reverse pass of a schedule
 """

@@ -134,12 +134,25 @@ class Recurrence(NamedTuple):
 
     def put_back(self, reset: jax.Array | None, state: Leaves) -> Leaves:
         """The gate of the forward loop, h ← where(reset, h₀, h), of any axes; `recur` has that of the reverse."""
-        if reset is None:
-            return state
-        return [
-            s if s is None or to is None else jnp.where(expand_dims_like(reset, s), jnp.broadcast_to(to, s.shape), s)
-            for to, s in zip(self.reset_to, state, strict=True)
-        ]
+        return put_back(reset, self.reset_to, state)
+
+
+def reset_to_of(call: Call) -> Leaves:
+    """What a reset puts the leaves of the state back to, `[B, …]`; None for those that go on."""
+    if call.reset is None:
+        return [None] * len(jax.tree.leaves(call.state))
+    zero = [None if is_key(s) else jnp.zeros_like(s) for s in jax.tree.leaves(call.state)]
+    return jax.tree.leaves(call.reset_state) or zero
+
+
+def put_back(reset: jax.Array | None, reset_to: Leaves, state: Leaves) -> Leaves:
+    """The state, in examples that are reset that which it is reset to; None is a leaf that goes on."""
+    if reset is None:
+        return state
+    return [
+        s if s is None or to is None else jnp.where(expand_dims_like(reset, s), jnp.broadcast_to(to, s.shape), s)
+        for to, s in zip(reset_to, state, strict=True)
+    ]
 
 
 class Wrt(NamedTuple):
@@ -155,6 +168,7 @@ class FlatCall(NamedTuple):
 
     recurrence: Recurrence
     wrt: Wrt
+    wrt_params: Leaves  # of which the weights are made
     state: Leaves  # [B, …]
     inputs: Inputs
     pull_weights: Callable[[Leaves], PyTree]  # from cotangents of the weights to the gradient of the params
@@ -206,8 +220,7 @@ def flatten_call(call: Call, wanted: Wanted = DELTA, end_bar: Sequence[Any] = ()
 
     xs = jax.tree.leaves(varied.xs) or [jnp.zeros((call.steps, *call.batch, 0))]  # of no elements: it tells the steps
     state, shapes = jax.tree.leaves(varied.state), [*jax.tree.leaves(one_state), *parts.once]
-    zero = [None if call.reset is None or is_key(s) else jnp.zeros_like(s) for s in state]
-    reset_to = [*(jax.tree.leaves(varied.reset_state) or zero), *[None] * len(parts.once)]
+    reset_to = [*reset_to_of(varied), *[None] * len(parts.once)]
     state += [full((*call.batch, *leaf.shape), leaf.dtype, varying(leaf)) for leaf in parts.once]
     wrt_xs = only(_by_leaf(wanted.xs, xs), differentiable(xs))
     wrt_reset_to = only(_by_leaf(call.reset_state is not None and wanted.reset_state, state), differentiable(reset_to))
@@ -225,7 +238,9 @@ def flatten_call(call: Call, wanted: Wanted = DELTA, end_bar: Sequence[Any] = ()
     else:
         pullback = only_forwards(parts, len(shapes))
     recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, unroll=call.unroll)
-    return FlatCall(recurrence, Wrt(trained, wrt_xs, wrt_reset_to), state, Inputs(xs, varied.reset), pull_weights)
+    return FlatCall(
+        recurrence, Wrt(trained, wrt_xs, wrt_reset_to), wrt_params, state, Inputs(xs, varied.reset), pull_weights
+    )
 
 
 def _by_leaf(wanted: bool | Sequence[bool], leaves: Leaves) -> Sequence[bool]:

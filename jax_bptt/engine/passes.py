@@ -7,6 +7,7 @@
 another schedule and another pick of its results; `unroll` runs the two passes apart.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -16,21 +17,23 @@ from jax_bptt.engine.flatten import (
     DELTA,
     Call,
     FlatCall,
-    Recurrence,
     Wanted,
     flatten_call,
     unflatten_gradients,
     unflatten_state,
+    vary_data,
 )
 from jax_bptt.engine.forward import Checkpoints, rematerialise, rows_of, run_forward, state_after
-from jax_bptt.engine.leaves import Leaves, add, combine, zeros
+from jax_bptt.engine.leaves import Leaves, accumulator, add, combine, concrete, only, shape_like, zeros
 from jax_bptt.engine.objective import Objective, objective_of
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
-from jax_bptt.engine.plan import Asked, Plan, choose_plan, choose_windows
+from jax_bptt.engine.plan import Asked, Plan, choose_plan, choose_windows, default_save
 from jax_bptt.engine.reverse_truncated import sum_of_windows
 from jax_bptt.engine.schedule import Schedule
+from jax_bptt.engine.step.traffic import weigh
+from jax_bptt.engine.whole_steps import gradient_of_whole
 from jax_bptt.engine.window_gradient import Gradient, gradient_of_window
-from jax_bptt.engine.windows import join, scan_windows
+from jax_bptt.engine.windows import join, scan_windows, without_leading
 from jax_bptt.model import PyTree, Reduction
 
 
@@ -68,22 +71,45 @@ def backpropagate(
         asked: what the user asked of the plan.
     """
     flat, state = run_burn_in(flatten_call(call, wanted), schedule)
-    recurrence = flat.recurrence
-    plan = plan_of(recurrence, schedule, **asked)
+    recurrence, ahead = flat.recurrence, schedule.returned - schedule.burn_in
+    may_be_whole = call.mask is None and schedule.counts is None and ahead == schedule.steps and not deltas
+    plan = plan_of(flat, schedule, call.reads, may_be_whole, **asked)
+    objective = objective_of(call, reduction, schedule, derive=not plan.whole)
+    if plan.whole:
+        return gradient_of_whole(vary_data(call), flat, objective)
     end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
     if state is None:
-        ahead, state = schedule.returned - schedule.burn_in, end
+        state = end
         if ahead < schedule.steps:
             state = state_after(recurrence, checkpoints, flat.inputs, plan.windows, ahead)
-    objective = objective_of(call, reduction, schedule)
     got = run_reverse(flat, checkpoints, objective, [None] * len(end), schedule, plan, deltas=deltas)
     return flat, state, got
 
 
-def plan_of(recurrence: Recurrence, schedule: Schedule, **asked: Unpack[Asked]) -> Plan:
-    """The plan of a recurrence's passes."""
-    once = bool(recurrence.parts.once)
-    return choose_plan(schedule, recurrence.rows, recurrence.pullback.recomputation, once, **asked)
+def plan_of(
+    flat: FlatCall,
+    schedule: Schedule,
+    reads: Sequence[bool] | None = None,
+    may_be_whole: bool = True,
+    **asked: Unpack[Asked],
+) -> Plan:
+    """The plan of a recurrence's passes.
+
+    Args:
+        reads: per leaf of the outputs whether anything depends on it; None: on all.
+        may_be_whole: whether nothing is asked for that a scan of whole steps does not tell.
+    """
+    recurrence, parts, pullback = flat.recurrence, flat.recurrence.parts, flat.recurrence.pullback
+    traffic = None
+    exact_sums = all(w is None or accumulator(w.dtype) == w.dtype for w in flat.wrt.weights)
+    if may_be_whole and exact_sums and schedule.grid is None and not any(asked.values()):
+        x = without_leading(flat.inputs.x, 1 + len(recurrence.batch))
+        shapes = [shape_like(w) for w in recurrence.weights], recurrence.state, x
+        wanted = flat.wrt.weights, only(flat.wrt.xs, x)
+        examples = concrete(math.prod(recurrence.batch))
+        traffic = weigh(parts, pullback, shapes, wanted, reads, examples, default_save(pullback.recomputation))
+    of_step = pullback.recomputation, bool(parts.once), parts.opaque
+    return choose_plan(schedule, recurrence.rows, *of_step, traffic, **asked)
 
 
 def run_burn_in(flat: FlatCall, schedule: Schedule) -> tuple[FlatCall, Leaves | None]:

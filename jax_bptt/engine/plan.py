@@ -1,5 +1,6 @@
 """The plan: how a schedule is computed, where the user leaves it to us. All defaults, each with its measurement.
 
+    whole      whether each step is one loop body, as `jax.grad` has it, or cut into its parts
     window     steps whose rows are done at once, the unit of saving and reversing
     save       what the forward pass keeps of every step
     lanes      windows of truncation side by side
@@ -12,6 +13,7 @@ from typing import NamedTuple, TypedDict, Unpack
 
 from jax_bptt.engine.schedule import Grid, Schedule
 from jax_bptt.engine.step.partition import Recomputation
+from jax_bptt.engine.step.traffic import Traffic
 from jax_bptt.engine.windows import Windows
 from jax_bptt.model import Save
 
@@ -45,32 +47,60 @@ class Plan(NamedTuple):
     windows: Windows
     save: Save
     lanes: int  # windows of truncation side by side; 1 of exact BPTT
+    whole: bool = False  # whether JAX differentiates one scan of whole steps
+
+
+WHOLE = Plan(Windows(1, 1), "states", 1, whole=True)
+"""That of whole steps, of which there are no windows."""
 
 
 def choose_plan(
-    schedule: Schedule, rows: int, recomputation: Recomputation, once: bool = False, **asked: Unpack[Asked]
+    schedule: Schedule,
+    rows: int,
+    recomputation: Recomputation,
+    once: bool = False,
+    opaque: bool = False,
+    traffic: Traffic | None = None,
+    **asked: Unpack[Asked],
 ) -> Plan:
     """The plan, as the user asked for it.
 
     Args:
         rows: how many rows a time step multiplies with a weight: the batch.
         once: whether there are values that may be made but once, so that states are saved where nothing should be.
+        opaque: whether something costly that is no product would be done of rows: then of those of one step.
+        traffic: what the step moves by either plan; None where it has to be cut into its parts.
     """
     save = asked.get("save") or default_save(recomputation)
     if once and save == "boundaries":
         save = "states"
     grid = schedule.grid
     if grid is None:
-        return Plan(choose_windows(schedule.steps, rows, save, asked.get("window")), save, 1)
+        whole = traffic is not None and is_better_whole(traffic)
+        window = asked.get("window") or (1 if opaque and save != "boundaries" else None)
+        return Plan(choose_windows(schedule.steps, rows, save, window, traffic), save, 1, whole)
     lanes = asked.get("lanes") or default_lanes(grid, rows)
     return Plan(Windows(schedule.steps, grid.k1), save, min(grid.blocks, lanes))
 
 
-def choose_windows(steps: int, rows: int, save: Save = "states", window: int | None = None) -> Windows:
+def is_better_whole(traffic: Traffic) -> bool:
+    """Whether a step is better one loop body: where rows gain nothing, or it moves, or saves, less then.
+
+    (Measured on two CPU cores, `python -m tests.benchmarks.zoo`, of 35 kinds of step: of those that move less whole,
+    and of those with something costly that is no product, all but one were slower cut into parts than by `jax.grad`,
+    at 0.12 to 0.87 of its speed; of the others none was.)
+    """
+    return traffic.opaque or traffic.whole < traffic.cut or traffic.saved_whole < traffic.saved_cut
+
+
+def choose_windows(
+    steps: int, rows: int, save: Save = "states", window: int | None = None, traffic: Traffic | None = None
+) -> Windows:
     """How time is cut where nothing is truncated; not at all where the number of steps is symbolic."""
     if not isinstance(steps, int):
         return Windows(steps, steps)
-    return Windows(steps, min(steps, window or default_window(steps, rows, save)))
+    most = steps if traffic is None or save == "boundaries" else leanest_window(steps, traffic)
+    return Windows(steps, min(steps, window or default_window(steps, rows, save, most)))
 
 
 def default_save(recomputation: Recomputation) -> Save:
@@ -78,7 +108,13 @@ def default_save(recomputation: Recomputation) -> Save:
     return "dots" if recomputation.operations >= SAVE_FROM * recomputation.bytes else "states"
 
 
-def default_window(steps: int, rows: int, save: Save = "states") -> int:
+def leanest_window(steps: int, traffic: Traffic) -> int:
+    """The most steps in a window with which no more memory is used than a scan of whole steps saves."""
+    spared = steps * (traffic.saved_whole - traffic.saved_cut)
+    return max(1, int(spared / max(1.0, traffic.of_rows)))
+
+
+def default_window(steps: int, rows: int, save: Save = "states", most: int | None = None) -> int:
     """The number of steps in a window.
 
     Where every state is saved, about 1024 rows, which is enough for an efficient matrix product, but 16 to 64 steps and
@@ -87,11 +123,13 @@ def default_window(steps: int, rows: int, save: Save = "states") -> int:
     within a tenth of the fastest size as a rule, where 64 steps at B = 128 take twice the memory.) Near √T where only
     the boundaries are saved: √T first states and √T recomputed ones, the least in sum.
 
-    A size within a factor of two that divides T is preferred, so that all windows are alike.
+    A size within a factor of two that divides T is preferred, so that all windows are alike; never one above `most`.
     """
     wanted = max(16, min(64, 1024 // rows, steps // 4)) if save != "boundaries" else max(1, round(math.sqrt(steps)))
-    near = [size for size in range((wanted + 1) // 2, 2 * wanted + 1) if steps % size == 0]
-    return min(steps, min(near, key=lambda size: abs(math.log(size / wanted)), default=wanted))
+    most = steps if most is None else min(most, steps)
+    wanted = min(wanted, most)
+    near = [size for size in range((wanted + 1) // 2, min(2 * wanted, most) + 1) if steps % size == 0]
+    return min(near, key=lambda size: abs(math.log(size / wanted)), default=wanted)
 
 
 def default_lanes(grid: Grid, rows: int) -> int:

@@ -6,4 +6,5 @@ It reads top to bottom, each room using those above it:
     split               the step's four parts
     partition           what to save of a step: a minimum cut
     factored, pullback  the transition's derivative; a cotangent as a sum of factor ⊙ root
+    traffic             what it moves, cut into its parts or whole
 """

@@ -397,11 +397,27 @@ def _free_axes(eqn: Equation, contracted: tuple[tuple[int, ...], tuple[int, ...]
 
 def operations(eqn: Equation) -> float:
     """The floating-point operations of a product; infinite of what else is costly."""
-    if eqn.primitive.name != "dot_general":
+    if not is_product(eqn):
         return math.inf
     (contracted, _), _ = eqn.params["dimension_numbers"]
     length = math.prod(shape_of(eqn.invars[0]).shape[axis] for axis in contracted)
     return 2.0 * concrete(shape_of(eqn.outvars[0]).size) * concrete(length)
+
+
+def is_product(eqn: Equation) -> bool:
+    """Whether an equation is a product of matrices."""
+    return eqn.primitive.name == "dot_general"
+
+
+def is_elementwise(eqn: Equation) -> bool:
+    """Whether an equation is one of those that are done where their results are read, and not written."""
+    return eqn.primitive.name in _ELEMENTWISE
+
+
+def is_opaque(eqn: Equation) -> bool:
+    """Whether an equation is costly and no product: convolutions, solvers, loops, but for draws of random numbers."""
+    is_draw = eqn.primitive.name.startswith(("random_", "threefry", "rng_"))
+    return is_costly(eqn) and not is_product(eqn) and not is_draw
 
 
 def is_costly(eqn: Equation) -> bool:
@@ -415,8 +431,7 @@ def is_costly(eqn: Equation) -> bool:
 _CALLED = {"jit", "pjit", "closed_call", "core_call", "eval_jaxpr"}
 """What only calls what is in it."""
 _CALLS = _CALLED | {"cond", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-_CHEAP = {
-    # elementwise
+_ELEMENTWISE = {
     *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh"),
     *("bitcast_convert_type", "cbrt", "ceil", "clamp", "clz", "complex", "conj", "convert_element_type", "cos"),
     *("cosh", "digamma", "div", "eq", "eq_to", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge"),
@@ -424,13 +439,16 @@ _CHEAP = {
     *("max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "polygamma", "population_count", "pow", "real"),
     *("reduce_precision", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic"),
     *("shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor"),
+}
+_CHEAP = _ELEMENTWISE | {
     # over axes
     *("argmax", "argmin", "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "reduce_and", "reduce_max"),
     *("reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "reduce_xor"),
     # moving what is there
     *("broadcast_in_dim", "concatenate", "copy", "copy_p", "dynamic_slice", "dynamic_update_slice", "empty"),
     *("expand_dims", "gather", "iota", "pad", "reshape", "rev", "scatter", "scatter-add", "scatter-max"),
-    *("scatter-min", "scatter-mul", "scatter-sub", "slice", "split", "squeeze", "transpose"),
+    *("scatter-min", "scatter-mul", "scatter-sub", "slice", "split", "squeeze", "stack", "transpose"),
+    "unstack",
     # markers, and keys that are handed on
     *("name", "optimization_barrier", "platform_index", "random_clone", "random_fold_in", "random_seed"),
     *("random_split", "random_unwrap", "random_wrap", "stop_gradient"),

@@ -42,6 +42,7 @@ class Pullback(NamedTuple):
     linearise: Callable[[Leaves, Leaves, Leaves, Leaves, Leaves], Leaves]
     pull: Callable[[Leaves, Leaves, Leaves], Leaves]
     residuals: Leaves  # shapes of the residuals
+    coefficients: Leaves  # shapes of what `linearise` makes
     #: Per state leaf: whether its value after the step follows from the residuals and the other leaves.
     derived: tuple[bool, ...]
     #: `after` of weights, before, drive, after and residuals, in which derived leaves of the states may be None.
@@ -101,7 +102,7 @@ def split_pullback(
     moving, structure = [i for i, leaf in enumerate(delta) if leaf is not None], jax.tree.structure(delta)
     if structure != jax.tree.structure(of_any):
         joint = _trace_joint(pullback, arguments, delta)
-    (fix, linearise, pull), found = _cut_recursion(joint, arguments, places, moving, transpose_from)
+    (fix, linearise, pull, coefficients), found = _cut_recursion(joint, arguments, places, moving, transpose_from)
     elementwise = {i: of and tuple(moving[j] for j in sorted(of)) for i, of in zip(moving, found, strict=True)}
     cheap = itertools.compress(groups[2], map(operator.not_, costly))
     derived = derived_states(forwards, groups[1], [*groups[0], *cheap, *of_saved])
@@ -113,6 +114,7 @@ def split_pullback(
         linearise=lambda weights, before, drive, after, saved: linearise(weights, [*after, *saved, *before, *drive]),
         pull=lambda fixed, rows, delta: jax.tree.unflatten(structure, pull(fixed, rows, jax.tree.leaves(delta))),
         residuals=list(map(graph.shape_of, of_saved)),
+        coefficients=coefficients,
         derived=derived,
         derive=_without(derived, forwards, groups, of_saved),
         complete=_after_first(graph.extract_grouped(forwards, [forwards.outputs, *groups], of_saved)),
@@ -182,7 +184,7 @@ def _places_of_residuals(joint: _Joint, costly: tuple[bool, ...]) -> list[int]:
 
 def _cut_recursion(
     joint: _Joint, arguments: tuple[Leaves, Leaves, Leaves], saved: list[int], moving: list[int], transpose_from: float
-) -> tuple[tuple[Callable, Callable, Callable], list[frozenset[int] | None]]:
+) -> tuple[tuple[Callable, Callable, Callable, Leaves], list[frozenset[int] | None]]:
     """The recursion of δ, cut into what is fixed, per row, and per step; and what each leaf of it is elementwise in.
 
     Args:
@@ -261,6 +263,7 @@ def only_forwards(parts: SplitStep, leaves: int) -> Pullback:
         linearise=nothing,
         pull=nothing,
         residuals=[],
+        coefficients=[],
         derived=(False,) * leaves,
         derive=nothing,
         complete=nothing,
@@ -314,8 +317,13 @@ def transition_partials(
     return graph.reuse(pulled, (weights, before, drive, deltas, after), (after, residuals))
 
 
-def _cut(function: Callable, weights: Leaves, rows: Leaves, delta: Leaves) -> tuple[Callable, Callable, Callable]:
-    """A function of weights, values of a row and cotangents, cut by what its equations depend on."""
+def _cut(
+    function: Callable, weights: Leaves, rows: Leaves, delta: Leaves
+) -> tuple[Callable, Callable, Callable, Leaves]:
+    """A function of weights, values of a row and cotangents, cut by what its equations depend on.
+
+    The last of what is returned are the shapes of what the second one makes.
+    """
     joint = graph.trace(function, weights, rows, delta)
     W, R, D = _split_by(joint.inputs, weights, rows)
     level = graph.dependence(joint, [W, R, D])
@@ -325,6 +333,7 @@ def _cut(function: Callable, weights: Leaves, rows: Leaves, delta: Leaves) -> tu
         graph.extract_grouped(joint, [W], fixed),
         graph.extract_grouped(joint, [W, R], coefficients),
         graph.extract_grouped(joint, [fixed, coefficients, D], joint.outputs),
+        list(map(graph.shape_of, coefficients)),
     )
 
 

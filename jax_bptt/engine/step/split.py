@@ -39,6 +39,8 @@ class SplitStep(NamedTuple):
     once: Leaves  # shapes of the leaves that follow those of the state: what may be made but once
     fixed: tuple[int, ...]  # the places of leaves that may be made but once and have no derivative
     one_by_one: bool  # whether rows are to be computed step by step, since something is not to be mapped over
+    opaque: bool  # whether the new state takes something costly that is no product
+    opaque_readout: bool  # whether any output does
     rows: int  # how many rows a step of one example multiplies with a weight: more than 1 if it is written for a batch
     from_params: tuple[frozenset[int], ...]  # per weight: the leaves of the params that it depends on
     #: Per leaf of the drive: the leaves that it depends on, of the weights and, counted on behind them, of x.
@@ -78,6 +80,9 @@ def split_step(
     once = _made_once(whole, level, S_new)
     S_new = [*S_new, *once]
 
+    def is_opaque(outputs: Sequence[graph.Atom]) -> bool:
+        return any(map(graph.is_opaque, graph.backward_slice(whole, outputs, lambda v: level[v] <= 0)[0]))
+
     def at(variables: list[graph.Var], wanted: int) -> list[graph.Var]:
         return [v for v in variables if level[v] == wanted]
 
@@ -105,6 +110,8 @@ def split_step(
         once=list(map(graph.shape_of, once)),
         fixed=tuple(i for i, v in enumerate(S_new) if graph.is_fixed(whole, v)),
         one_by_one=any(map(graph.keeps_shape, whole.equations)),
+        opaque=is_opaque(S_new),
+        opaque_readout=is_opaque(Y),
         rows=rows,
         from_params=tuple(map(graph.origins(whole, P).__getitem__, weights)),
         drive_from=tuple(map(graph.origins(whole, [*weights, *X]).__getitem__, drive)),
