@@ -17,6 +17,7 @@ Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is
     reference          the same gradients by `jax.grad`
     model              the vocabulary: step, loss, cell, gradient function, options
     cells, losses      ready-made models and losses
+    tuning             `tune`: the fastest way of computing a gradient, measured on the user's own arguments
     training           updates made of gradients; batching, what they are fed with; checkpoint, what is saved of them
     diagnostics/       how far credit travels, what truncation makes of it, what runs where
     plots              pictures of it; needs matplotlib, so import it by name: `from jax_bptt import plots`
@@ -30,6 +31,7 @@ from jax_bptt.exact import bptt, state_gradients
 from jax_bptt.model import Cell
 from jax_bptt.recurrence import scan, unroll
 from jax_bptt.truncated import truncated_bptt
+from jax_bptt.tuning import tune
 
 __all__ = [
     "Cell",
@@ -43,5 +45,6 @@ __all__ = [
     "state_gradients",
     "training",
     "truncated_bptt",
+    "tune",
     "unroll",
 ]

@@ -204,7 +204,11 @@ def _whole_or_cut(call: Call, truncation: tuple | None, asked: Asked) -> Plan | 
     parts = flatten_call(call, derive=False).recurrence.parts
     if parts.opaque or parts.opaque_readout:
         return WHOLE
-    return plan_of(flatten_call(call, Wanted(params=True, state=True), jax.tree.leaves(call.state)), scheduled)
+    try:
+        flat = flatten_call(call, Wanted(params=True, state=True), jax.tree.leaves(call.state))
+        return plan_of(flat, scheduled)
+    except Exception:  # whatever has no derivative with respect to all that it closes over, as a `custom_vjp` need not
+        return None
 
 
 def _run(call: Call, truncation: tuple | None, chosen: Plan | None, asked: Asked) -> tuple[PyTree, PyTree]:

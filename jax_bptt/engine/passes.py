@@ -101,15 +101,15 @@ def plan_of(
     """
     recurrence, parts, pullback = flat.recurrence, flat.recurrence.parts, flat.recurrence.pullback
     traffic = None
-    exact_sums = all(w is None or accumulator(w.dtype) == w.dtype for w in flat.wrt.weights)
-    if may_be_whole and exact_sums and schedule.grid is None and not any(asked.values()):
+    may_be_whole &= all(w is None or accumulator(w.dtype) == w.dtype for w in flat.wrt.weights)  # sums lose nothing
+    if schedule.grid is None and not any(asked.values()):
         x = without_leading(flat.inputs.x, 1 + len(recurrence.batch))
         shapes = [shape_like(w) for w in recurrence.weights], recurrence.state, x
         wanted = flat.wrt.weights, only(flat.wrt.xs, x)
         examples = concrete(math.prod(recurrence.batch))
         traffic = weigh(parts, pullback, shapes, wanted, reads, examples, default_save(pullback.recomputation))
     of_step = pullback.recomputation, bool(parts.once), parts.opaque
-    return choose_plan(schedule, recurrence.rows, *of_step, traffic, **asked)
+    return choose_plan(schedule, recurrence.rows, *of_step, traffic, may_be_whole, **asked)
 
 
 def run_burn_in(flat: FlatCall, schedule: Schedule) -> tuple[FlatCall, Leaves | None]:

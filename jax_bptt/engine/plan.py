@@ -61,6 +61,7 @@ def choose_plan(
     once: bool = False,
     opaque: bool = False,
     traffic: Traffic | None = None,
+    may_be_whole: bool = False,
     **asked: Unpack[Asked],
 ) -> Plan:
     """The plan, as the user asked for it.
@@ -69,14 +70,15 @@ def choose_plan(
         rows: how many rows a time step multiplies with a weight: the batch.
         once: whether there are values that may be made but once, so that states are saved where nothing should be.
         opaque: whether something costly that is no product would be done of rows: then of those of one step.
-        traffic: what the step moves by either plan; None where it has to be cut into its parts.
+        traffic: what the step moves by either plan; None where the user, or truncation, tells the windows.
+        may_be_whole: whether a scan of whole steps tells all that is asked for.
     """
     save = asked.get("save") or default_save(recomputation)
     if once and save == "boundaries":
         save = "states"
     grid = schedule.grid
     if grid is None:
-        whole = traffic is not None and is_better_whole(traffic)
+        whole = may_be_whole and traffic is not None and is_better_whole(traffic)
         window = asked.get("window") or (1 if opaque and save != "boundaries" else None)
         return Plan(choose_windows(schedule.steps, rows, save, window, traffic), save, 1, whole)
     lanes = asked.get("lanes") or default_lanes(grid, rows)
