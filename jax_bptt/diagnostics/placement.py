@@ -13,9 +13,11 @@ import jax
 from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.engine.flatten import Wanted, flatten_call
 from jax_bptt.engine.leaves import Leaves, differentiable
-from jax_bptt.engine.plan import default_save
+from jax_bptt.engine.passes import traffic_of
+from jax_bptt.engine.plan import default_save, is_better_whole
 from jax_bptt.engine.step.graph import Equation, is_costly, shape_of, trace
 from jax_bptt.engine.step.pullback import transition_partials
+from jax_bptt.engine.step.traffic import Traffic
 from jax_bptt.engine.windows import without_leading
 from jax_bptt.model import Model, PyTree, Save, step_of
 
@@ -28,6 +30,10 @@ class Placement(NamedTuple):
     save: Save  # what is saved of a step where the user leaves it to us
     saved_bytes: dict[Save, int]
     """Of one step of one example, by what is saved; of "boundaries", nothing but the states between windows."""
+    whole: bool
+    """Whether exact BPTT leaves the step whole by default, one loop body as by `jax.grad`, not in these rooms."""
+    traffic: Traffic
+    """What a time step of all examples moves through memory, by either plan."""
     jacobian: dict[str, str]
     """Per leaf of the state, what ∂h_t/∂h_{t−1} makes of δ on its way to it: elementwise, or through products."""
 
@@ -35,8 +41,22 @@ class Placement(NamedTuple):
         sizes = ", ".join(f"{size} with {save!r}" for save, size in self.saved_bytes.items())
         told = {place: found or ("—",) for place, found in self.rooms.items()}
         told[f"saved of a step of one example, by default {self.save!r}"] = (f"bytes: {sizes}",)
+        told["exact BPTT, by default"] = (self._weighed(),)
         told["∂h_t/∂h_{t−1}"] = tuple(f"{name}: {text}" for name, text in self.jacobian.items())
         return "\n".join(line for title, found in told.items() for line in (title, *(f"    {text}" for text in found)))
+
+    def _weighed(self) -> str:
+        if self.traffic.opaque:
+            return "whole, as by jax.grad: the new state takes something costly that is no product"
+        moved, saved = (
+            f"{whole:.0f} bytes whole, {cut:.0f} cut"
+            for whole, cut in (
+                (self.traffic.whole, self.traffic.cut),
+                (self.traffic.saved_whole, self.traffic.saved_cut),
+            )
+        )
+        plan = "whole, as by jax.grad" if self.whole else "cut into these rooms"
+        return f"{plan}: a time step moves {moved}, and {saved} are saved of it"
 
 
 def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placement:
@@ -56,7 +76,8 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
     """
     call = check_call(step_of(model), None, Arguments(params, state, xs))
     everything = Wanted(params=True, xs=True, state=True)
-    recurrence = flatten_call(call, everything, jax.tree.leaves(call.state)).recurrence
+    flat = flatten_call(call, everything, jax.tree.leaves(call.state))
+    recurrence, traffic = flat.recurrence, traffic_of(flat)
     parts, pullback, before = recurrence.parts, recurrence.pullback, recurrence.state
     weights, x = without_leading(recurrence.weights, 0), jax.tree.leaves(without_leading(call.xs, 2))
     drive = jax.eval_shape(parts.project, weights, x)
@@ -91,7 +112,8 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
         "boundaries": 0,
     }
     jacobian = {name: _told(roots, names) for name, roots in zip(names, pullback.elementwise, strict=True)}
-    return Placement(rooms, default_save(pullback.recomputation), saved_bytes, jacobian)
+    whole = is_better_whole(traffic)
+    return Placement(rooms, default_save(pullback.recomputation), saved_bytes, whole, traffic, jacobian)
 
 
 def _told(roots: Collection[int] | None, names: list[str]) -> str:

@@ -30,7 +30,7 @@ from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
 from jax_bptt.engine.plan import Asked, Plan, choose_plan, choose_windows, default_save
 from jax_bptt.engine.reverse_truncated import sum_of_windows
 from jax_bptt.engine.schedule import Schedule
-from jax_bptt.engine.step.traffic import weigh
+from jax_bptt.engine.step.traffic import Traffic, weigh
 from jax_bptt.engine.whole_steps import gradient_of_whole
 from jax_bptt.engine.window_gradient import Gradient, gradient_of_window
 from jax_bptt.engine.windows import join, scan_windows, without_leading
@@ -100,16 +100,20 @@ def plan_of(
         may_be_whole: whether nothing is asked for that a scan of whole steps does not tell.
     """
     recurrence, parts, pullback = flat.recurrence, flat.recurrence.parts, flat.recurrence.pullback
-    traffic = None
     may_be_whole &= all(w is None or accumulator(w.dtype) == w.dtype for w in flat.wrt.weights)  # sums lose nothing
-    if schedule.grid is None and not any(asked.values()):
-        x = without_leading(flat.inputs.x, 1 + len(recurrence.batch))
-        shapes = [shape_like(w) for w in recurrence.weights], recurrence.state, x
-        wanted = flat.wrt.weights, only(flat.wrt.xs, x)
-        examples = concrete(math.prod(recurrence.batch))
-        traffic = weigh(parts, pullback, shapes, wanted, reads, examples, default_save(pullback.recomputation))
+    traffic = None if schedule.grid is not None or any(asked.values()) else traffic_of(flat, reads)
     of_step = pullback.recomputation, bool(parts.once), parts.opaque
     return choose_plan(schedule, recurrence.rows, *of_step, traffic, may_be_whole, **asked)
+
+
+def traffic_of(flat: FlatCall, reads: Sequence[bool] | None = None) -> Traffic:
+    """What a time step of a call moves, where what is saved is left to us; `reads` as for `plan_of`."""
+    recurrence, pullback = flat.recurrence, flat.recurrence.pullback
+    x = without_leading(flat.inputs.x, 1 + len(recurrence.batch))
+    shapes = [shape_like(w) for w in recurrence.weights], recurrence.state, x
+    wanted, examples = (flat.wrt.weights, only(flat.wrt.xs, x)), concrete(math.prod(recurrence.batch))
+    save = default_save(pullback.recomputation)
+    return weigh(recurrence.parts, pullback, shapes, wanted, reads, examples, save)
 
 
 def run_burn_in(flat: FlatCall, schedule: Schedule) -> tuple[FlatCall, Leaves | None]:

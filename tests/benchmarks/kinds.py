@@ -3,6 +3,8 @@
 None of them was chosen for what the library does well: they are what recurrences in the literature are made of.
 """
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -40,7 +42,7 @@ def _normal(seed: int, *shape: int) -> jax.Array:
 
 
 def _matrix(seed: int, *shape: int) -> jax.Array:
-    return _normal(seed, *shape) / np.sqrt(shape[-1])
+    return _normal(seed, *shape) / math.sqrt(shape[-1])
 
 
 def _matrices(seed: int, **shapes: tuple[int, ...]) -> dict[str, jax.Array]:
@@ -127,7 +129,7 @@ def _pendulums(p, state, x):
     mass = below * p["length"][:, None] * p["length"][None]
     differences = q[:, None] - q[None]
     force = -(mass * jnp.sin(differences)) @ v**2 - 9.81 * below.diagonal() * p["length"] * jnp.sin(q)
-    a = jnp.linalg.solve(mass * jnp.cos(differences) + 0.1 * jnp.eye(n), force - p["friction"] * v + x)
+    a = jnp.linalg.solve(mass * jnp.cos(differences) + 0.1 * jnp.eye(n, dtype=q.dtype), force - p["friction"] * v + x)
     v = v + 0.01 * a
     q = q + 0.01 * v
     return (q, v), (jnp.sin(q) * p["length"]).sum()
@@ -191,7 +193,7 @@ def _hodgkin_huxley(p, state, x):
 def _kalman(p, state, x):
     mean, cov = state
     mean, cov = p["F"] @ mean, p["F"] @ cov @ p["F"].T + p["Q"] @ p["Q"].T
-    innovation = p["H"] @ cov @ p["H"].T + jnp.eye(x.shape[0])
+    innovation = p["H"] @ cov @ p["H"].T + jnp.eye(x.shape[0], dtype=x.dtype)
     gain = jnp.linalg.solve(innovation, p["H"] @ cov).T
     error = x - p["H"] @ mean
     return (mean + gain @ error, cov - gain @ p["H"] @ cov), error
@@ -270,7 +272,7 @@ def _lru(p, h, x):
     turned = jnp.stack(
         [h[0] * jnp.cos(p["turn"]) - h[1] * jnp.sin(p["turn"]), h[0] * jnp.sin(p["turn"]) + h[1] * jnp.cos(p["turn"])]
     )
-    h = decay * turned + jnp.stack([p["B"] @ x, p["D"] @ x])
+    h = decay[None] * turned + jnp.stack([p["B"] @ x, p["D"] @ x])
     return h, p["C"] @ h[0] + p["E"] @ h[1]
 
 
@@ -348,7 +350,7 @@ def _rssm(p, state, x):
     pre = jax.nn.elu(p["in"] @ jnp.concatenate([s, x]))
     h = _gru({"A": p["A"], "B": p["B"], "C": p["C"]}, h, pre)[0]
     mean, std = jnp.split(p["stats"] @ jax.nn.elu(p["mid"] @ h), 2)
-    s = mean + jax.nn.softplus(std) * jax.random.normal(draw, mean.shape)
+    s = mean + jax.nn.softplus(std) * jax.random.normal(draw, mean.shape, mean.dtype)
     return (h, s, key), jnp.concatenate([h, s])
 
 
@@ -368,7 +370,7 @@ def _tokens(p, state, _):
 
 def kinds() -> Iterator[Kind]:
     """All of them."""
-    zeros, ones = jnp.zeros, jnp.ones
+    zeros, ones = (functools.partial(of, dtype=jnp.float32) for of in (jnp.zeros, jnp.ones))
     yield Kind(
         "convolutional emulator, 1-d",
         "K. Um et al., Solver-in-the-loop, 2020",
@@ -465,7 +467,7 @@ def kinds() -> Iterator[Kind]:
         "Lorenz system",
         "E. Lorenz, Deterministic nonperiodic flow, 1963",
         _lorenz,
-        jnp.asarray([10.0, 28.0, 2.667]),
+        jnp.asarray([10.0, 28.0, 2.667], jnp.float32),
         ones(3),
         None,
         300,
@@ -476,8 +478,11 @@ def kinds() -> Iterator[Kind]:
         "neuron of 36 scalar params",
         "A. Hodgkin and A. Huxley, Membrane current, 1952",
         _hodgkin_huxley,
-        {name: jnp.asarray(0.1 + 0.02 * i) for i, name in enumerate([*names, "gNa", "eNa", "gK", "eK", "gL", "eL"])},
-        {name: jnp.asarray(0.1) for name in "vmhn"},
+        {
+            name: jnp.asarray(0.1 + 0.02 * i, jnp.float32)
+            for i, name in enumerate([*names, "gNa", "eNa", "gK", "eK", "gL", "eL"])
+        },
+        {name: jnp.asarray(0.1, jnp.float32) for name in "vmhn"},
         (),
         300,
         32,
@@ -487,7 +492,7 @@ def kinds() -> Iterator[Kind]:
         "T. Haarnoja et al., Backprop KF, 2016",
         _kalman,
         _matrices(0, F=(8, 8), Q=(8, 8), H=(4, 8)),
-        (zeros(8), jnp.eye(8)),
+        (zeros(8), jnp.eye(8, dtype=jnp.float32)),
         (4,),
         64,
         16,
@@ -632,7 +637,7 @@ def kinds() -> Iterator[Kind]:
         "H. Wilson and J. Cowan, Excitatory and inhibitory interactions, 1972",
         _scalars,
         list(0.5 * _normal(1, 60)),
-        [jnp.asarray(0.01 * i) for i in range(60)],
+        [jnp.asarray(0.01 * i, jnp.float32) for i in range(60)],
         (),
         200,
         16,

@@ -109,7 +109,8 @@ def _joint(
             outputs = differentiable(jax.tree.leaves(parts.readout(w, after, u, h)))
             return [*only(has_delta, after), *(outputs if reads is None else only(reads, outputs))], after
 
-        made, pull, after = jax.vjp(step, wanted[0], only(has_delta, before), wanted[1], has_aux=True)
+        moving = only(wanted[0], weights), only(has_delta, before), only(wanted[1], x)
+        made, pull, after = jax.vjp(step, *moving, has_aux=True)
         return (made, after) if bars is None else (after, pull(bars))
 
     bars, _ = jax.eval_shape(values_and_pullback, *shapes)
