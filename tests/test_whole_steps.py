@@ -81,6 +81,19 @@ def test_gradients_are_those_of_the_reference_and_of_the_cut_step(name, how):
     assert difference(cut, want) <= 1e-12
 
 
+@pytest.mark.parametrize("how", CALLS)
+@pytest.mark.parametrize("name", STEPS)
+def test_windows_of_truncation_that_meet(name, how):
+    step, args = arguments(name)
+    options, call = CALLS[how]
+    options = options | {"argnums": (0, 2) if name == "convolution" else (0, 1, 2)}
+    want = jb.reference.truncated_bptt(step, LOSS, 2, 2, **options)(*args, **call)
+    got = jax.jit(jb.truncated_bptt(step, LOSS, 2, 2, **options))(*args, **call)
+    cut = jb.truncated_bptt(step, LOSS, 2, 2, parallel=2, **options)(*args, **call)
+    assert difference(got, want) <= 1e-12
+    assert difference(cut, want) <= 1e-12
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_what_a_whole_step_does_not_tell_is_of_the_cut_one(name):
     step, args = arguments(name)

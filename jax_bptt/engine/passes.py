@@ -31,7 +31,7 @@ from jax_bptt.engine.plan import Asked, Plan, choose_plan, choose_windows, defau
 from jax_bptt.engine.reverse_truncated import sum_of_windows
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.engine.step.traffic import Traffic, weigh
-from jax_bptt.engine.whole_steps import gradient_of_whole
+from jax_bptt.engine.whole_steps import gradient_of_whole, gradient_of_whole_windows
 from jax_bptt.engine.window_gradient import Gradient, gradient_of_window
 from jax_bptt.engine.windows import join, scan_windows, without_leading
 from jax_bptt.model import PyTree, Reduction
@@ -75,8 +75,10 @@ def backpropagate(
     may_be_whole = call.mask is None and schedule.counts is None and ahead == schedule.steps and not deltas
     plan = plan_of(flat, schedule, call.reads, may_be_whole, **asked)
     objective = objective_of(call, reduction, schedule, derive=not plan.whole)
-    if plan.whole:
+    if plan.whole and schedule.grid is None:
         return gradient_of_whole(vary_data(call), flat, objective)
+    if plan.whole:
+        return gradient_of_whole_windows(vary_data(call), flat, objective, schedule.grid)
     end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
     if state is None:
         state = end
@@ -101,7 +103,8 @@ def plan_of(
     """
     recurrence, parts, pullback = flat.recurrence, flat.recurrence.parts, flat.recurrence.pullback
     may_be_whole &= all(w is None or accumulator(w.dtype) == w.dtype for w in flat.wrt.weights)  # sums lose nothing
-    traffic = None if schedule.grid is not None or any(asked.values()) else traffic_of(flat, reads)
+    alone = schedule.grid is None or (may_be_whole and schedule.grid.alone)
+    traffic = traffic_of(flat, reads) if alone and not any(asked.values()) else None
     of_step = pullback.recomputation, bool(parts.once), parts.opaque
     return choose_plan(schedule, recurrence.rows, *of_step, traffic, may_be_whole, **asked)
 

@@ -77,12 +77,12 @@ def choose_plan(
     if once and save == "boundaries":
         save = "states"
     grid = schedule.grid
+    whole = may_be_whole and traffic is not None and is_better_whole(traffic)
     if grid is None:
-        whole = may_be_whole and traffic is not None and is_better_whole(traffic)
         window = asked.get("window") or (1 if opaque and save != "boundaries" else None)
         return Plan(choose_windows(schedule.steps, rows, save, window, traffic), save, 1, whole)
     lanes = asked.get("lanes") or (1 if save == "boundaries" else default_lanes(grid, rows))
-    return Plan(Windows(schedule.steps, grid.k1), save, min(grid.blocks, lanes))
+    return Plan(Windows(schedule.steps, grid.k1), save, min(grid.blocks, lanes), whole)
 
 
 def is_better_whole(traffic: Traffic) -> bool:

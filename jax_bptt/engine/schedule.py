@@ -47,6 +47,11 @@ class Grid(NamedTuple):
         return (self.steps - self.context) % self.k1
 
     @property
+    def alone(self) -> bool:
+        """Whether windows meet, without an overlap, each with all of its losses and none of a context."""
+        return self.k1 == self.k2 and self.losses != "last" and not self.context
+
+    @property
     def padded(self) -> bool:
         """Whether the blocks have more steps than there are."""
         return self.front > 0 or self.rest > 0

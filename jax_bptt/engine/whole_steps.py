@@ -8,12 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import Call, FlatCall, put_back, reset_to_of, unflatten_like, unflatten_state
-from jax_bptt.engine.leaves import Leaves, axes_of, combine, differentiable, only, vary, varying
+from jax_bptt.engine.leaves import Leaves, add, axes_of, combine, differentiable, only, vary, varying, where, zeros
 from jax_bptt.engine.objective import Objective
+from jax_bptt.engine.schedule import Grid
 from jax_bptt.engine.window_gradient import Gradient
-from jax_bptt.engine.windows import vmap_leading
+from jax_bptt.engine.windows import Windows, join, scan_windows, vmap_leading
 from jax_bptt.model import PyTree
 
 
@@ -72,3 +74,27 @@ def gradient_of_whole(call: Call, flat: FlatCall, objective: Objective) -> tuple
     params_bar, start_bar, reset_bar, xs_bar = bars
     flat = flat._replace(pull_weights=lambda bar: unflatten_like(call.params, bar))
     return flat, end, Gradient(loss, params_bar, start_bar, reset_bar, [], xs_bar)
+
+
+def gradient_of_whole_windows(
+    call: Call, flat: FlatCall, objective: Objective, grid: Grid
+) -> tuple[FlatCall, Leaves, Gradient]:
+    """As `gradient_of_whole`, truncated: the sum over windows that meet, each from a constant, one after the other."""
+    state = jax.tree.leaves(unflatten_state(call, flat.state))
+    like = only(flat.recurrence.with_delta(differentiable(flat.state))[: len(state)], state)
+
+    def window(carry: Any, timed: Any, _: None, size: int) -> tuple[Any, Leaves]:
+        (state, loss, params_bar, start_bar, reset_bar), (inputs, targets, first) = carry, timed
+        here = flat._replace(state=[*state, *flat.state[len(state) :]], inputs=inputs)
+        _, end, got = gradient_of_whole(call, here, objective._replace(targets=targets))
+        begins = where(first[0], got.start_bar[: len(state)])
+        sums = add(params_bar, got.weights_bar), add(start_bar, begins), add(reset_bar, got.reset_bar)
+        return (end, loss + got.loss, *sums), got.xs_bar
+
+    to = flat.wrt.reset_to[: len(jax.tree.leaves(call.reset_state))]
+    carry = state, objective.zero, *(zeros((), bars) for bars in (flat.wrt_params, like, to))
+    first = jnp.arange(grid.steps) == 0
+    timed = flat.inputs, objective.targets, first
+    (end, loss, *bars), xs_bar = scan_windows(window, carry, timed, Windows(grid.steps, grid.k1))
+    flat = flat._replace(pull_weights=lambda bar: unflatten_like(call.params, bar))
+    return flat, end, Gradient(loss, *bars, [], join(xs_bar))
