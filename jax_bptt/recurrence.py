@@ -63,10 +63,10 @@ def scan(
     is saved. A body that moves less through memory whole than cut into its parts, or has a convolution, a solver or a
     loop in it, is left to `lax.scan` itself, where neither k1, k2, `save` nor `window` is given.
 
-    Reverse mode, any number of times, and forward mode over it (`jax.hessian`, `jax.jvp` of `jax.grad`); forward mode
-    alone (`jax.jvp`, `jax.jacfwd`) and `jax.linear_transpose` raise JAX's errors for a `custom_vjp`, where the body is
-    not left to `lax.scan`, as does the gradient of a `vmap` whose axis `f` names in a collective (not so the `vmap` of a
-    gradient): there, and with a `Ref` that `f` closes over, use `lax.scan`.
+    Reverse mode, any number of times, and forward mode over it (`jax.hessian`, `jax.jvp` of `jax.grad`). Where the body
+    is not left to `lax.scan`, forward mode alone (`jax.jvp`, `jax.jacfwd`) and `jax.linear_transpose` raise JAX's
+    errors for a `custom_vjp`, as does the gradient of a `vmap` whose axis `f` names in a collective (not so the `vmap`
+    of a gradient): there, and with a `Ref` that `f` closes over, use `lax.scan`.
 
     Args:
         f: `f(carry, x) -> (carry, y)`.
