@@ -1,8 +1,9 @@
 """Recurrences inside larger models: `lax.scan`, with the library's backward pass.
 
-`scan` takes the place of `lax.scan`, word for word; `unroll` runs a step of one example over a batch. Either is a
-`jax.custom_vjp` around the forward and reverse passes: the cotangents of the outputs take the place that those of the
-losses have in the gradient functions, and the cotangent of the last state is where δ begins.
+`scan` takes the place of `lax.scan`, word for word; `unroll` runs a step of one example over a batch. A step that is
+better left whole they leave to `lax.scan`; else either is a `jax.custom_vjp` around the forward and reverse passes: the
+cotangents of the outputs take the place that those of the losses have in the gradient functions, and the cotangent of
+the last state is where δ begins.
 """
 
 from collections.abc import Callable
@@ -27,9 +28,9 @@ from jax_bptt.engine.flatten import (
     vary_data,
 )
 from jax_bptt.engine.forward import Rows, read_rows, run_forward
-from jax_bptt.engine.leaves import Leaves
+from jax_bptt.engine.leaves import Leaves, differentiable
 from jax_bptt.engine.objective import Objective
-from jax_bptt.engine.passes import plan_of, run_reverse
+from jax_bptt.engine.passes import plan_of, run_reverse, sums_lose_nothing
 from jax_bptt.engine.plan import WHOLE, Asked, Plan
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.engine.whole_steps import scan_whole
@@ -61,7 +62,7 @@ def scan(
     back as a loss at t does in `truncated_bptt` with `losses="newest"`, and the cotangent of the last carry to the
     start of the last window. What only the ys need is computed with them, and again in the backward pass: of it nothing
     is saved. A body that moves less through memory whole than cut into its parts, or has a convolution, a solver or a
-    loop in it, is left to `lax.scan` itself, where neither k1, k2, `save` nor `window` is given.
+    loop in it, is left to `lax.scan` itself, where no truncation, `save` or `window` is asked for.
 
     Reverse mode, any number of times, and forward mode over it (`jax.hessian`, `jax.jvp` of `jax.grad`). Where the body
     is not left to `lax.scan`, forward mode alone (`jax.jvp`, `jax.jacfwd`) and `jax.linear_transpose` raise JAX's
@@ -145,7 +146,8 @@ def unroll(
     is exact. With them the cotangent of the output at step t travels back as a loss at t does in `truncated_bptt` with
     `losses="newest"`, and the cotangent of the last state to the start of the last window.
 
-    It is differentiable with respect to params, state, xs, `reset_state` and what the step closes over, as `scan` is.
+    It is differentiable with respect to params, state, xs, `reset_state` and what the step closes over, as `scan` is,
+    and as there, a step that is better left whole is left to `lax.scan`.
 
     Args:
         model: `step(params, state, x) -> (state, output)` of one example, or a `Cell`.
@@ -203,6 +205,8 @@ def _whole_or_cut(call: Call, truncation: tuple | None, asked: Asked) -> Plan | 
     if any(asked.values()) or scheduled.grid is not None:
         return None
     parts = flatten_call(call, derive=False).recurrence.parts
+    if not sums_lose_nothing(differentiable(jax.tree.leaves(call.params))) or not isinstance(call.steps, int):
+        return None
     if parts.opaque or parts.opaque_readout:
         return WHOLE
     try:
@@ -223,7 +227,7 @@ def _run(call: Call, truncation: tuple | None, chosen: Plan | None, asked: Asked
     def forwards(given: dict[str, PyTree], wanted: Wanted | None = None) -> Any:
         call, derive = sizes._replace(**given), wanted is not None
         flat = flatten_call(call, wanted or Wanted(), jax.tree.leaves(call.state), derive=derive)
-        plan = chosen or plan_of(flat, scheduled, may_be_whole=False, **asked)
+        plan = chosen or plan_of(flat, scheduled, may_be_whole=False, weighed=False, **asked)
 
         def read(rows: Rows, _: None) -> PyTree:
             return read_rows(flat.recurrence, rows)
@@ -251,7 +255,7 @@ def _run(call: Call, truncation: tuple | None, chosen: Plan | None, asked: Asked
         flat = flatten_call(sizes._replace(**given, reads=reads), wanted_of(given, perturbed), state_bar)
         state_bar += [None] * len(flat.recurrence.parts.once)
         objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), reads)
-        plan = chosen or plan_of(flat, scheduled, may_be_whole=False, **asked)
+        plan = chosen or plan_of(flat, scheduled, may_be_whole=False, weighed=False, **asked)
         got = run_reverse(flat, checkpoints, objective, state_bar, scheduled, plan)
         # As many cotangents whatever is asked for: in JAX 0.7 one pullback may not return now more, now fewer.
         bars = {"state": got.start_bar, "xs": got.xs_bar, "reset": [None], "reset_state": got.reset_bar}

@@ -63,7 +63,8 @@ def truncated_bptt(
             before in front of a chunk, chunks add up to the whole. The state returned is that before the last `context`
             steps, the next chunk's context. (In front of the first chunk put any steps, and `reset` after them.)
         parallel: windows side by side; more take more memory, and are faster up to a point. None leaves it to
-            `jax_bptt.engine.plan.default_lanes`; with `save="boundaries"` it is 1.
+            `jax_bptt.engine.plan.default_lanes`; with `save="boundaries"` it is 1. Windows of k1 = k2 of a step that is
+            better left whole, as by `bptt`, are run one after the other.
 
     Returns:
         `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> ((loss, state), grads)`, as

@@ -76,24 +76,26 @@ def tune(
         memory: the most bytes of temporary memory that the compiled program may take; what takes more is not run.
         candidates: what to try of each option; None: `CANDIDATES`, of those that are in `make`'s signature.
         repeats: how often each is timed.
-        cache: options that were found before, and are added to, by device, versions, shapes and limit of memory: one
-            for each model, which it does not know. Of plain values, so that it can be kept as JSON.
+        cache: options that were found before, and are added to, by device, version of JAX, shapes, candidates and
+            limit of memory: one for each model, which it does not know. Its values are plain, to be kept as JSON.
         progress: called with each measurement when it has been made, which are those of one option at a time.
 
     Returns:
         A `Tuned`: its `options` leave out what is best left to the defaults.
 
     Raises:
-        TypeError, ValueError: for an argument that is not of this form, or where no way takes as little memory.
+        TypeError, ValueError: for an argument that is not of this form, where no way takes as little memory, and for a
+            limit of memory where the device does not tell what a program takes.
     """
     _check(make, args, memory, candidates)
     check_count("repeats", repeats)
-    key = f"{_place()}, memory {memory}, {_shapes(args)}"
+    tried = _candidates_of(make) if candidates is None else candidates
+    key = f"{_place()}, memory {memory}, {dict(tried)}, {_shapes(args)}"
     if cache is not None and key in cache:
         return Tuned(dict(cache[key]), ())
     table: list[Measurement] = []
     best = Measurement({}, None, None, 0)
-    for name, values in ({"": [None]} | dict(_candidates_of(make) if candidates is None else candidates)).items():
+    for name, values in ({"": [None]} | dict(tried)).items():
         ways = [best.options | ({} if value is None else {name: value}) for value in values]
         found = _measure(make, [way for way in ways if all(way != one.options for one in table)], args, memory, repeats)
         if progress is not None:
@@ -146,6 +148,10 @@ def _measure(
         seconds, analysis = time.perf_counter() - start, program.memory_analysis()
         programs.append(program)
         found.append(Measurement(options, None, analysis.temp_size_in_bytes if analysis else None, seconds))
+    if memory is not None and any(one.temporary_bytes is None for one in found):
+        raise ValueError(
+            f"memory: found a limit of {memory} bytes, expected none: the device tells no program's memory"
+        )
     runs = [i for i, one in enumerate(found) if memory is None or (one.temporary_bytes or 0) <= memory]
     times: dict[int, list[float]] = {i: [] for i in runs}
     for _, i in itertools.product(range(repeats + 1), runs):  # the first time each is warmed up

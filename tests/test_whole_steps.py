@@ -2,6 +2,7 @@
 cut step has it, which a window that is asked for makes of it."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -101,8 +102,11 @@ def test_what_a_whole_step_does_not_tell_is_of_the_cut_one(name):
     want = jb.reference.bptt(step, LOSS)(*args, **call)
     assert difference(jb.bptt(step, LOSS)(*args, **call), want) <= 1e-12
     deltas = jb.state_gradients(step, LOSS)(*args)
-    ends = jax.tree.map(lambda d: d[-1] if d.dtype != jax.dtypes.float0 else None, deltas)
-    assert jax.tree.leaves(ends)
+    rest = 3  # δ of the steps at the end is that of a sequence of those steps alone
+    state, _ = jb.unroll(step, args[0], args[1], args[2][:-rest])
+    alone = jb.state_gradients(step, LOSS, window=1)(args[0], state, *(a[-rest:] for a in args[2:]))
+    both = ([d for d in jax.tree.leaves(of) if d.dtype != jax.dtypes.float0] for of in (deltas, alone))
+    assert difference(*([d[-rest:] for d in of] for of in both)) <= 1e-12
 
 
 @pytest.mark.parametrize("options", [{}, {"reverse": True}, {"reset": np.arange(T) % 3 == 2}])
@@ -150,9 +154,30 @@ def test_sums_of_half_precision_are_kept_in_single():
     def gradient(kernel, state, xs):
         return jb.bptt(step, loss)(kernel, state, xs, length=steps)[1]
 
+    def through_scan(kernel):
+        outputs = jb.scan(jax.vmap(lambda state, x: step(kernel, state, x)), state, xs)[1]
+        return outputs.astype(jnp.float32).sum() / outputs[0, 0].size
+
     wide = [
         jax.tree.map(lambda a: a.astype(jnp.float32) if a.dtype == jnp.bfloat16 else a, a) for a in (kernel, state, xs)
     ]
     want, got = gradient(*wide), gradient(kernel, state, xs)
     assert got.dtype == jnp.bfloat16
     assert difference(got.astype(jnp.float32), want) <= 2e-2
+    assert difference(jax.grad(through_scan)(kernel).astype(jnp.float32), want) <= 2e-2
+    assert "single precision" in str(jb.diagnostics.explain(step, kernel, state, xs))
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_lengths_that_are_symbolic(gradient):
+    step, args = arguments("inner loop")
+    (steps,) = jax.export.symbolic_shape("t")
+
+    def run(params, state, xs, targets):
+        if gradient:
+            return jb.bptt(step, LOSS)(params, state, xs, targets)[1]
+        return jb.unroll(step, params, state, xs)[1]
+
+    shapes = [jax.ShapeDtypeStruct((steps, *a.shape[1:]) if i > 1 else a.shape, a.dtype) for i, a in enumerate(args)]
+    exported = jax.export.export(jax.jit(run))(*shapes)
+    assert difference(exported.call(*args), run(*args)) <= 1e-12

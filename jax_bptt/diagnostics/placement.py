@@ -13,7 +13,7 @@ import jax
 from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.engine.flatten import Wanted, flatten_call
 from jax_bptt.engine.leaves import Leaves, differentiable
-from jax_bptt.engine.passes import traffic_of
+from jax_bptt.engine.passes import sums_lose_nothing, traffic_of
 from jax_bptt.engine.plan import default_save, is_better_whole
 from jax_bptt.engine.step.graph import Equation, is_costly, shape_of, trace
 from jax_bptt.engine.step.pullback import transition_partials
@@ -33,7 +33,7 @@ class Placement(NamedTuple):
     whole: bool
     """Whether exact BPTT leaves the step whole by default, one loop body as by `jax.grad`, not in these rooms."""
     traffic: Traffic
-    """What a time step of all examples moves through memory, by either plan."""
+    """What a time step of all examples moves through memory, by either plan; of an opaque one nothing is counted."""
     jacobian: dict[str, str]
     """Per leaf of the state, what ∂h_t/∂h_{t−1} makes of δ on its way to it: elementwise, or through products."""
 
@@ -46,8 +46,10 @@ class Placement(NamedTuple):
         return "\n".join(line for title, found in told.items() for line in (title, *(f"    {text}" for text in found)))
 
     def _weighed(self) -> str:
+        if self.traffic.opaque and not self.whole:
+            return "cut into these rooms, in windows of one step, so that sums are kept in single precision"
         if self.traffic.opaque:
-            return "whole, as by jax.grad: the new state takes something costly that is no product"
+            return "whole, as by jax.grad: there is something costly in it that is no product"
         moved, saved = (
             f"{whole:.0f} bytes whole, {cut:.0f} cut"
             for whole, cut in (
@@ -112,7 +114,7 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
         "boundaries": 0,
     }
     jacobian = {name: _told(roots, names) for name, roots in zip(names, pullback.elementwise, strict=True)}
-    whole = is_better_whole(traffic)
+    whole = is_better_whole(traffic) and sums_lose_nothing(flat.wrt_params)
     return Placement(rooms, default_save(pullback.recomputation), saved_bytes, whole, traffic, jacobian)
 
 

@@ -20,6 +20,7 @@ from jax_bptt.engine.flatten import (
     Wanted,
     flatten_call,
     unflatten_gradients,
+    unflatten_like,
     unflatten_state,
     vary_data,
 )
@@ -75,10 +76,13 @@ def backpropagate(
     may_be_whole = call.mask is None and schedule.counts is None and ahead == schedule.steps and not deltas
     plan = plan_of(flat, schedule, call.reads, may_be_whole, **asked)
     objective = objective_of(call, reduction, schedule, derive=not plan.whole)
-    if plan.whole and schedule.grid is None:
-        return gradient_of_whole(vary_data(call), flat, objective)
     if plan.whole:
-        return gradient_of_whole_windows(vary_data(call), flat, objective, schedule.grid)
+        of_whole = vary_data(call), flat, objective
+        if schedule.grid is None:
+            end, got = gradient_of_whole(*of_whole)
+        else:
+            end, got = gradient_of_whole_windows(*of_whole, schedule.grid)
+        return flat._replace(pull_weights=lambda bars: unflatten_like(call.params, bars)), end, got
     end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
     if state is None:
         state = end
@@ -93,6 +97,7 @@ def plan_of(
     schedule: Schedule,
     reads: Sequence[bool] | None = None,
     may_be_whole: bool = True,
+    weighed: bool = True,
     **asked: Unpack[Asked],
 ) -> Plan:
     """The plan of a recurrence's passes.
@@ -100,13 +105,19 @@ def plan_of(
     Args:
         reads: per leaf of the outputs whether anything depends on it; None: on all.
         may_be_whole: whether nothing is asked for that a scan of whole steps does not tell.
+        weighed: whether it depends on what a step moves, which is another thing with other cotangents.
     """
     recurrence, parts, pullback = flat.recurrence, flat.recurrence.parts, flat.recurrence.pullback
-    may_be_whole &= all(w is None or accumulator(w.dtype) == w.dtype for w in flat.wrt.weights)  # sums lose nothing
+    may_be_whole &= sums_lose_nothing(flat.wrt_params) and isinstance(schedule.steps, int)
     alone = schedule.grid is None or (may_be_whole and schedule.grid.alone)
-    traffic = traffic_of(flat, reads) if alone and not any(asked.values()) else None
+    traffic = traffic_of(flat, reads) if weighed and alone and not any(asked.values()) else None
     of_step = pullback.recomputation, bool(parts.once), parts.opaque
     return choose_plan(schedule, recurrence.rows, *of_step, traffic, may_be_whole, **asked)
+
+
+def sums_lose_nothing(params: Leaves) -> bool:
+    """Whether JAX sums up the gradients of these, which are of their dtypes, in at least single precision."""
+    return all(p is None or accumulator(p.dtype) == p.dtype for p in params)
 
 
 def traffic_of(flat: FlatCall, reads: Sequence[bool] | None = None) -> Traffic:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.flatten import Call, FlatCall, put_back, reset_to_of, unflatten_like, unflatten_state
+from jax_bptt.engine.flatten import Call, FlatCall, put_back, reset_to_of, unflatten_state
 from jax_bptt.engine.leaves import Leaves, add, axes_of, combine, differentiable, only, vary, varying, where, zeros
 from jax_bptt.engine.objective import Objective
 from jax_bptt.engine.schedule import Grid
@@ -41,60 +41,46 @@ def scan_whole(
     return jax.lax.scan(step, call.state, timed, length=call.steps, unroll=call.unroll)
 
 
-def gradient_of_whole(call: Call, flat: FlatCall, objective: Objective) -> tuple[FlatCall, Leaves, Gradient]:
-    """What is differentiated, the state after the last step, and the exact gradient of losses, none of them masked.
+def gradient_of_whole(call: Call, flat: FlatCall, objective: Objective) -> tuple[Leaves, Gradient]:
+    """The state after the last step, and the exact gradient of losses, none of them masked, in a call's own order.
 
-    In the place of weights there are the params themselves.
+    In the place of weights there are the params themselves; a state to reset to is a constant.
     """
     params, xs = jax.tree.leaves(call.params), flat.inputs.x[: len(jax.tree.leaves(call.xs))]
-    reset_state = jax.tree.leaves(call.reset_state)
     after = call._replace(targets=objective.targets, reset=flat.inputs.reset, steps=flat.inputs.steps)
 
     def losses(outputs: PyTree, targets: PyTree) -> jax.Array:
         return objective.pull(outputs, targets, None, call.batch)[0].sum()
 
-    def total(
-        some_params: Leaves, some_state: Leaves, some_reset_state: Leaves, some_xs: Leaves
-    ) -> tuple[jax.Array, Leaves]:
+    def total(some_params: Leaves, some_state: Leaves, some_xs: Leaves) -> tuple[jax.Array, Leaves]:
         moving = after._replace(
             params=jax.tree.unflatten(jax.tree.structure(call.params), combine(some_params, params)),
             state=unflatten_state(call, combine(some_state, flat.state)),
             xs=jax.tree.unflatten(jax.tree.structure(call.xs), combine(some_xs, xs)),
-            reset_state=jax.tree.unflatten(
-                jax.tree.structure(call.reset_state), combine(some_reset_state, reset_state)
-            ),
         )
         end, of_steps = scan_whole(moving, losses)
         return of_steps.sum(), jax.tree.leaves(end)
 
     start = flat.recurrence.with_delta(differentiable(flat.state))
-    to = flat.wrt.reset_to[: len(reset_state)]
-    wanted: tuple[Any, ...] = flat.wrt_params, start, to, only(flat.wrt.xs[: len(xs)], xs)
-    (loss, end), bars = jax.value_and_grad(total, argnums=(0, 1, 2, 3), has_aux=True)(*wanted)
-    params_bar, start_bar, reset_bar, xs_bar = bars
-    flat = flat._replace(pull_weights=lambda bar: unflatten_like(call.params, bar))
-    return flat, end, Gradient(loss, params_bar, start_bar, reset_bar, [], xs_bar)
+    wanted: tuple[Any, ...] = flat.wrt_params, start, only(flat.wrt.xs[: len(xs)], xs)
+    (loss, end), bars = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(*wanted)
+    params_bar, start_bar, xs_bar = bars
+    return end, Gradient(loss, params_bar, start_bar, [], [], xs_bar)
 
 
-def gradient_of_whole_windows(
-    call: Call, flat: FlatCall, objective: Objective, grid: Grid
-) -> tuple[FlatCall, Leaves, Gradient]:
+def gradient_of_whole_windows(call: Call, flat: FlatCall, objective: Objective, grid: Grid) -> tuple[Leaves, Gradient]:
     """As `gradient_of_whole`, truncated: the sum over windows that meet, each from a constant, one after the other."""
     state = jax.tree.leaves(unflatten_state(call, flat.state))
     like = only(flat.recurrence.with_delta(differentiable(flat.state))[: len(state)], state)
 
     def window(carry: Any, timed: Any, _: None, size: int) -> tuple[Any, Leaves]:
-        (state, loss, params_bar, start_bar, reset_bar), (inputs, targets, first) = carry, timed
+        (state, loss, params_bar, start_bar), (inputs, targets, first) = carry, timed
         here = flat._replace(state=[*state, *flat.state[len(state) :]], inputs=inputs)
-        _, end, got = gradient_of_whole(call, here, objective._replace(targets=targets))
+        end, got = gradient_of_whole(call, here, objective._replace(targets=targets))
         begins = where(first[0], got.start_bar[: len(state)])
-        sums = add(params_bar, got.weights_bar), add(start_bar, begins), add(reset_bar, got.reset_bar)
-        return (end, loss + got.loss, *sums), got.xs_bar
+        return (end, loss + got.loss, add(params_bar, got.weights_bar), add(start_bar, begins)), got.xs_bar
 
-    to = flat.wrt.reset_to[: len(jax.tree.leaves(call.reset_state))]
-    carry = state, objective.zero, *(zeros((), bars) for bars in (flat.wrt_params, like, to))
-    first = jnp.arange(grid.steps) == 0
-    timed = flat.inputs, objective.targets, first
-    (end, loss, *bars), xs_bar = scan_windows(window, carry, timed, Windows(grid.steps, grid.k1))
-    flat = flat._replace(pull_weights=lambda bar: unflatten_like(call.params, bar))
-    return flat, end, Gradient(loss, *bars, [], join(xs_bar))
+    carry = state, objective.zero, zeros((), flat.wrt_params), zeros((), like)
+    timed = flat.inputs, objective.targets, jnp.arange(grid.steps) == 0
+    (end, loss, params_bar, start_bar), xs_bar = scan_windows(window, carry, timed, Windows(grid.steps, grid.k1))
+    return end, Gradient(loss, params_bar, start_bar, [], [], join(xs_bar))

@@ -415,9 +415,14 @@ def is_elementwise(eqn: Equation) -> bool:
 
 
 def is_opaque(eqn: Equation) -> bool:
-    """Whether an equation is costly and no product: convolutions, solvers, loops, but for draws of random numbers."""
-    is_draw = eqn.primitive.name.startswith(("random_", "threefry", "rng_"))
-    return is_costly(eqn) and not is_product(eqn) and not is_draw
+    """Whether an equation is costly and no product: convolutions, solvers, loops; but draws, and what devices exchange.
+
+    Of what calls others, it is they that count.
+    """
+    if eqn.primitive.name in _CALLS:
+        return any(is_opaque(inside) for inner in _inner(eqn) for inside in _open(inner).eqns)
+    known = is_product(eqn) or eqn.primitive.name.startswith(("random_", "threefry", "rng_", "psum", "pvary", "pcast"))
+    return is_costly(eqn) and not known and eqn.primitive.name not in ("sharding_constraint", "all_gather", "ppermute")
 
 
 def is_costly(eqn: Equation) -> bool:

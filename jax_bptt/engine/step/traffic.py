@@ -116,7 +116,7 @@ def _joint(
     bars, _ = jax.eval_shape(values_and_pullback, *shapes)
     traced = graph.trace(values_and_pullback, *shapes, bars)
     W, S, X, D = split_list(traced.inputs, *map(len, shapes), None)
-    level = graph.dependence(traced, [W, X, S, D])
+    level = graph.dependence(traced, [W, X, S, D], once=2)
     after, bars_out = split_list(traced.outputs, len(S), None)
     through = {v for v, new in zip(S, after, strict=True) if v is new}
     eqns, _ = graph.backward_slice(traced, traced.outputs, lambda _: False)
