@@ -34,9 +34,9 @@ def bptt(
         ∂L/∂θ = Σ_t (∂⁺h_t/∂θ)ᵀ δ_t + Σ_t (∂⁺ŷ_t/∂θ)ᵀ ∂ℓ_t/∂ŷ_t
 
     where ∂⁺ is the immediate partial derivative: h_{t−1} is held constant. Only the recursion of δ runs step by step;
-    everything else is done for all steps of a window at once. A step that moves less through memory whole, or has
-    something costly in it that is no product, is left whole, for JAX to differentiate, where neither `window`, `save`
-    nor a mask asks for more (`jax_bptt.engine.step.traffic`; `diagnostics.explain` tells).
+    everything else is done for all steps of a window at once. A step that moves or saves fewer bytes whole, or
+    has something costly in it that is no product, is left whole, for JAX to differentiate, where neither `window`,
+    `save`, a mask nor params of half precision ask for more; `diagnostics.explain` tells.
 
     Args:
         model: `step(params, state, x) -> (state, output)` of one example, or a `Cell`.
