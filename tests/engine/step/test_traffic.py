@@ -52,6 +52,14 @@ def test_steps_are_whole_or_cut_by_what_they_move(name):
     assert ("cut into these rooms" in str(found)) != found.whole
 
 
+@pytest.mark.parametrize(("B", "H"), [(1, 128), (1, 512), (32, 128), (32, 256), (128, 64), (64, 512)])
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm"])
+def test_cells_are_cut(name, B, H):
+    cell = getattr(jb.cells, name)(64, H, 64)
+    params, xs = cell.init(jax.random.key(0)), jnp.zeros((64, B, 64))
+    assert not jb.diagnostics.explain(cell, params, cell.initial_state(B), xs).whole
+
+
 @pytest.mark.parametrize("name", sorted(WHOLE))
 def test_of_whole_steps_as_much_is_saved_as_by_jax_grad(name):
     kind = KINDS[name]._replace(T=5)
