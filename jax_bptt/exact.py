@@ -1,4 +1,4 @@
-"""Exact backpropagation through time, by the hand-rolled reverse scan over windows.
+"""Exact backpropagation through time, by the hand-rolled reverse scan over windows, or of whole steps.
 
 How is the engine's, see `engine/window_gradient.py`: here is what is computed, and what of it is returned.
 """

@@ -202,11 +202,11 @@ def _whole_or_cut(call: Call, truncation: tuple | None, asked: Asked) -> Plan | 
     What is opaque is left whole before its derivative is traced: it may have none, and only be run.
     """
     scheduled = _schedule(call, truncation)
-    if any(asked.values()) or scheduled.grid is not None:
+    if any(asked.values()) or scheduled.grid is not None or not isinstance(call.steps, int):
+        return None
+    if not sums_lose_nothing(differentiable(jax.tree.leaves(call.params))):
         return None
     parts = flatten_call(call, derive=False).recurrence.parts
-    if not sums_lose_nothing(differentiable(jax.tree.leaves(call.params))) or not isinstance(call.steps, int):
-        return None
     if parts.opaque or parts.opaque_readout:
         return WHOLE
     try:
@@ -227,7 +227,7 @@ def _run(call: Call, truncation: tuple | None, chosen: Plan | None, asked: Asked
     def forwards(given: dict[str, PyTree], wanted: Wanted | None = None) -> Any:
         call, derive = sizes._replace(**given), wanted is not None
         flat = flatten_call(call, wanted or Wanted(), jax.tree.leaves(call.state), derive=derive)
-        plan = chosen or plan_of(flat, scheduled, may_be_whole=False, weighed=False, **asked)
+        plan = chosen or plan_of(flat, scheduled, weighed=False, **asked)
 
         def read(rows: Rows, _: None) -> PyTree:
             return read_rows(flat.recurrence, rows)
@@ -255,7 +255,7 @@ def _run(call: Call, truncation: tuple | None, chosen: Plan | None, asked: Asked
         flat = flatten_call(sizes._replace(**given, reads=reads), wanted_of(given, perturbed), state_bar)
         state_bar += [None] * len(flat.recurrence.parts.once)
         objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), reads)
-        plan = chosen or plan_of(flat, scheduled, may_be_whole=False, weighed=False, **asked)
+        plan = chosen or plan_of(flat, scheduled, weighed=False, **asked)
         got = run_reverse(flat, checkpoints, objective, state_bar, scheduled, plan)
         # As many cotangents whatever is asked for: in JAX 0.7 one pullback may not return now more, now fewer.
         bars = {"state": got.start_bar, "xs": got.xs_bar, "reset": [None], "reset_state": got.reset_bar}

@@ -5,14 +5,14 @@ rows for all steps and examples at once.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
 
 from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.engine.flatten import Wanted, flatten_call
-from jax_bptt.engine.leaves import Leaves, differentiable
+from jax_bptt.engine.leaves import Leaves, differentiable, nbytes
 from jax_bptt.engine.passes import sums_lose_nothing, traffic_of
 from jax_bptt.engine.plan import default_save, is_better_whole
 from jax_bptt.engine.step.graph import Equation, is_costly, shape_of, trace
@@ -92,9 +92,6 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
         of_what = differentiable(weights), pullback.has_drive_bar
         return transition_partials(pullback.again, weights, rows, deltas, of_what)
 
-    def size(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-
     not_derived = [s for s, is_derived in zip(before, pullback.derived, strict=True) if not is_derived]
     names = [f"state{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_leaves_with_path(call.state)]
     rooms = {
@@ -109,8 +106,8 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
         ),
     }
     saved_bytes: dict[Save, int] = {
-        "dots": size([*not_derived, *pullback.residuals]),
-        "states": size(before),
+        "dots": sum(map(nbytes, [*not_derived, *pullback.residuals])),
+        "states": sum(map(nbytes, before)),
         "boundaries": 0,
     }
     jacobian = {name: _told(roots, names) for name, roots in zip(names, pullback.elementwise, strict=True)}

@@ -116,6 +116,11 @@ def concrete(size: Any) -> int:
     return size if isinstance(size, int) else SYMBOLIC
 
 
+def nbytes(leaf: Any) -> int:
+    """The size of a leaf, or of what has its shape and dtype; of None, 0."""
+    return 0 if leaf is None else concrete(leaf.size) * leaf.dtype.itemsize
+
+
 def is_key(leaf: Any) -> bool:
     """Whether a leaf holds PRNG keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

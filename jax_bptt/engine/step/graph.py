@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
-from jax_bptt.engine.leaves import concrete, shape_like
+from jax_bptt.engine.leaves import concrete, nbytes, shape_like
 
 Equation: TypeAlias = JaxprEqn
 Atom: TypeAlias = Var | Literal
@@ -172,8 +172,7 @@ def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
 
 def bytes_of(atom: Atom) -> int:
     """The size of a variable's value."""
-    shape = shape_of(atom)
-    return concrete(shape.size) * shape.dtype.itemsize
+    return nbytes(shape_of(atom))
 
 
 # What may be made but once.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jax_bptt.engine.leaves import Leaves, combine, concrete, differentiable, only, split_list
+from jax_bptt.engine.leaves import Leaves, combine, differentiable, nbytes, only, split_list
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.pullback import Pullback
 from jax_bptt.engine.step.split import SplitStep
@@ -63,22 +63,22 @@ def weigh(
     if parts.opaque or (parts.opaque_readout and reads is None):
         return Traffic(0, 0, 0, 0, 0, opaque=True)
     joint = _joint(parts, shapes, wanted, pullback.has_delta, reads)
-    drive = sum(map(_size, jax.eval_shape(parts.project, weights, x)))
-    states = sum(map(_size, before))
+    drive = sum(map(nbytes, jax.eval_shape(parts.project, weights, x)))
+    states = sum(map(nbytes, before))
     saved = [*before]
     if save == "dots":
         saved = [s for s, is_derived in zip(before, pullback.derived, strict=True) if not is_derived]
         saved += pullback.residuals
     delta = only(pullback.has_delta, before)
-    credit = sum(map(_size, only(parts.reads_after, delta))) + sum(map(_size, only(parts.reads_before, delta)))
-    deltas, coefficients = sum(map(_size, delta)), sum(map(_size, pullback.coefficients))
-    saved_cut = sum(map(_size, saved))
+    credit = sum(map(nbytes, only(parts.reads_after, delta))) + sum(map(nbytes, only(parts.reads_before, delta)))
+    deltas, coefficients = sum(map(nbytes, delta)), sum(map(nbytes, pullback.coefficients))
+    saved_cut = sum(map(nbytes, saved))
     of_rows = 2 * states + 2 * credit + deltas + coefficients + 2 * drive + joint.contributions
     cut = 2 * saved_cut + 2 * states + 2 * credit + 3 * deltas + 2 * coefficients + 4 * drive + 2 * joint.contributions
     sums = [w for w in wanted[0] if w is not None]
     return Traffic(
         cut=examples * cut + ARRAY * (len(saved) + sum(pullback.has_delta)),
-        whole=examples * 2 * joint.saved + 4 * sum(map(_size, sums)) + ARRAY * (joint.arrays + len(sums)),
+        whole=examples * 2 * joint.saved + 4 * sum(map(nbytes, sums)) + ARRAY * (joint.arrays + len(sums)),
         saved_cut=examples * saved_cut,
         saved_whole=examples * joint.saved,
         of_rows=examples * of_rows,
@@ -150,7 +150,3 @@ def _written(traced: graph.Graph, weights_bar: list[graph.Atom], level: dict[gra
         elif not graph.is_elementwise(eqn) or not read_whole.isdisjoint(made):
             total += sum(map(graph.bytes_of, made))
     return total
-
-
-def _size(leaf: Any) -> int:
-    return 0 if leaf is None else concrete(leaf.size) * leaf.dtype.itemsize
