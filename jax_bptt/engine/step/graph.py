@@ -57,6 +57,32 @@ def retrace(graph: Graph, rewrite: Rewrite) -> Graph:
     return _graph(closed, graph.structure)
 
 
+def without_repeats(graph: Graph) -> Graph:
+    """The graph in which of equations that make the same of the same only the first is left."""
+    first: dict[Any, Equation] = {}
+    same: dict[Var, Var] = {}
+
+    def renamed(atoms: Sequence[Atom]) -> list[Atom]:
+        return [same.get(atom, atom) if isinstance(atom, Var) else atom for atom in atoms]
+
+    equations = []
+    for old in graph.equations:
+        eqn = old.replace(invars=renamed(old.invars))
+        read = tuple(a if isinstance(a, Var) else (np.asarray(a.val).tobytes(), a.aval) for a in eqn.invars)
+        key = eqn.primitive, read, tuple(sorted(eqn.params.items())), tuple(v.aval for v in results(eqn))
+        try:
+            earlier = eqn if makes_once(eqn) else first.setdefault(key, eqn)
+        except TypeError:  # what cannot be compared
+            earlier = eqn
+        if earlier is not eqn and len(results(earlier)) == len(eqn.outvars):
+            same.update(zip(eqn.outvars, earlier.outvars, strict=True))
+        else:
+            equations.append(eqn)
+    outputs = renamed(graph.outputs)
+    whole = graph.whole.replace(eqns=equations, outvars=outputs)
+    return graph._replace(outputs=outputs, equations=equations, whole=whole)
+
+
 def _inlined(eqn: Equation) -> Callable[..., Sequence[Any]] | None:
     if eqn.primitive.name not in _CALLED:
         return rows_first(eqn)
@@ -297,17 +323,16 @@ def interpret(
     for eqn in backward_slice(graph, outputs, values.__contains__, effects)[0]:
         operands = [value(atom) for atom in eqn.invars]
         replaced = replace(eqn, operands)
-        if replaced is None:
-            values.update(zip(results(eqn), evaluate(graph, eqn, operands), strict=True))
-        else:
-            values.update(zip(eqn.outvars, replaced, strict=True))
+        made = evaluate(graph, eqn, operands) if replaced is None else replaced
+        values.update(zip(eqn.outvars, made, strict=True))
     return [value(atom) for atom in outputs]
 
 
 def evaluate(graph: Graph, eqn: Equation, operands: Sequence[Any]) -> list[Any]:
-    """The results of one equation, those of no use left out."""
+    """The results of one equation, None in place of those that are of no use."""
     read = first_index([eqn.invars], [operands])
-    return _function(graph, list(read), results(eqn), [eqn])(*read.values())
+    made = iter(_function(graph, list(read), results(eqn), [eqn])(*read.values()))
+    return [next(made) if type(v) is Var else None for v in eqn.outvars]
 
 
 # Products.

@@ -24,6 +24,7 @@ import jax
 
 from jax_bptt.engine.leaves import Leaves, split_list
 from jax_bptt.engine.step import graph
+from jax_bptt.engine.step.layout import transpose_late
 from jax_bptt.model import PyTree, Step
 
 
@@ -74,6 +75,7 @@ def split_step(
     output_structure = whole.structure.children()[1]
     n_params, n_state = len(jax.tree.leaves(params)), len(jax.tree.leaves(state))
     whole, rows = _rows_first(whole, n_params, n_state, transpose_from)
+    whole = graph.without_repeats(whole)
     P, S, X = split_list(whole.inputs, n_params, n_state, None)
     S_new, Y = split_list(whole.outputs, n_state, None)
     level = graph.dependence(whole, [P, X, S])
@@ -144,7 +146,11 @@ def _rows_first(whole: graph.Graph, n_params: int, n_state: int, transpose_from:
         return graph.rows_first(eqn, is_weight, transpose_from if id(eqn) in in_loop else math.inf)
 
     rows = max((graph.rows_of(eqn, is_weight) for eqn in whole.equations), default=1)
-    return (graph.retrace(whole, rewrite) if any(map(rewrite, whole.equations)) else whole), rows
+    if not any(map(rewrite, whole.equations)):
+        return whole, rows
+    whole = graph.retrace(whole, rewrite)
+    level = graph.dependence(whole, split_list(whole.inputs, n_params, None))
+    return transpose_late(whole, lambda atom: not graph.has_level(level, 1, atom)), rows
 
 
 def _made_once(whole: graph.Graph, level: Mapping[graph.Var, int], after: list[graph.Atom]) -> list[graph.Var]:
