@@ -19,6 +19,7 @@ from jax_bptt.checks.options import check_computation, check_if_truncated
 from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import (
     Call,
+    Reading,
     Wanted,
     arrays_of,
     close_step,
@@ -115,10 +116,10 @@ def scan(
     call = vary_data(call)
     step, constants = close_step(call)
     call = call._replace(step=lambda params, carry, x: step(params, None, carry, x), params=constants)
-    plan = _whole_or_cut(call, truncation, asked)
+    read, plan = _whole_or_cut(call, truncation, asked)
     if plan is not None and plan.whole:
         return jax.lax.scan(f, init, xs, length, reverse, unrolled)
-    carry, ys = _run(call, truncation, plan, asked)
+    carry, ys = _run(call, truncation, read, plan, asked)
     return carry, _in_order(ys, reverse)
 
 
@@ -181,9 +182,9 @@ def unroll(
         xs=_in_order(call.xs, reverse),
         reset=_in_order(call.reset, reverse),
     )
-    plan = _whole_or_cut(call, truncation, asked)
+    read, plan = _whole_or_cut(call, truncation, asked)
     is_whole = plan is not None and plan.whole
-    last, outputs = scan_whole(call) if is_whole else _run(call, truncation, plan, asked)
+    last, outputs = scan_whole(call) if is_whole else _run(call, truncation, read, plan, asked)
     return last, _in_order(outputs, reverse)
 
 
@@ -196,27 +197,29 @@ def _schedule(call: Call, truncation: tuple | None) -> Schedule:
     return schedule.truncated(call.steps, *truncation) if truncation else schedule.exact(call.steps)
 
 
-def _whole_or_cut(call: Call, truncation: tuple | None, asked: Asked) -> Plan | None:
-    """How a step is computed that may be left whole, if all of it is to be differentiated but xs; None if it is cut.
+def _whole_or_cut(call: Call, truncation: tuple | None, asked: Asked) -> tuple[Reading, Plan | None]:
+    """The step as it was read, and how it is computed if all of it is to be differentiated but xs; None if it is cut.
 
     What is opaque is left whole before its derivative is traced: it may have none, and only be run.
     """
-    scheduled = _schedule(call, truncation)
+    scheduled, read = _schedule(call, truncation), flatten_call(call, derive=False).recurrence.reading
     if any(asked.values()) or scheduled.grid is not None or not isinstance(call.steps, int):
-        return None
+        return read, None
     if not sums_lose_nothing(differentiable(jax.tree.leaves(call.params))):
-        return None
-    parts = flatten_call(call, derive=False).recurrence.parts
-    if parts.opaque or parts.opaque_readout:
-        return WHOLE
+        return read, None
+    if read.parts.opaque or read.parts.opaque_readout:
+        return read, WHOLE
     try:
-        flat = flatten_call(call, Wanted(params=True, state=True), jax.tree.leaves(call.state))
-        return plan_of(flat, scheduled)
+        everything = Wanted(params=True, state=True), jax.tree.leaves(call.state)
+        flat = flatten_call(call, *everything, earlier=read)
+        return flat.recurrence.reading, plan_of(flat, scheduled)
     except Exception:  # whatever has no derivative with respect to all that it closes over, as a `custom_vjp` need not
-        return None
+        return read, None
 
 
-def _run(call: Call, truncation: tuple | None, chosen: Plan | None, asked: Asked) -> tuple[PyTree, PyTree]:
+def _run(
+    call: Call, truncation: tuple | None, read: Reading, chosen: Plan | None, asked: Asked
+) -> tuple[PyTree, PyTree]:
     """State and outputs of a call, whose step closes over nothing; derived by the reverse pass."""
     scheduled, (given, sizes) = _schedule(call, truncation), arrays_of(call)
 
@@ -226,14 +229,15 @@ def _run(call: Call, truncation: tuple | None, chosen: Plan | None, asked: Asked
 
     def forwards(given: dict[str, PyTree], wanted: Wanted | None = None) -> Any:
         call, derive = sizes._replace(**given), wanted is not None
-        flat = flatten_call(call, wanted or Wanted(), jax.tree.leaves(call.state), derive=derive)
+        end = jax.tree.leaves(call.state)
+        flat = flatten_call(call, wanted or Wanted(), end, derive=derive, earlier=read)
         plan = chosen or plan_of(flat, scheduled, weighed=False, **asked)
 
-        def read(rows: Rows, _: None) -> PyTree:
+        def emit(rows: Rows, _: None) -> PyTree:
             return read_rows(flat.recurrence, rows)
 
         save = plan.save if derive else "boundaries"
-        run = run_forward(flat.recurrence, flat.state, flat.inputs, plan.windows, save, emit=read)
+        run = run_forward(flat.recurrence, flat.state, flat.inputs, plan.windows, save, emit=emit)
         end, checkpoints, outputs = run
         return (unflatten_state(call, end), join(outputs)), checkpoints
 
@@ -252,7 +256,8 @@ def _run(call: Call, truncation: tuple | None, chosen: Plan | None, asked: Asked
         given, perturbed, checkpoints = saved
         state_bar, outputs_bar = map(_present, cotangents)
         reads = tuple(bar is not None for bar in outputs_bar)
-        flat = flatten_call(sizes._replace(**given, reads=reads), wanted_of(given, perturbed), state_bar)
+        call, wanted = sizes._replace(**given, reads=reads), wanted_of(given, perturbed)
+        flat = flatten_call(call, wanted, state_bar, earlier=read)
         state_bar += [None] * len(flat.recurrence.parts.once)
         objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), reads)
         plan = chosen or plan_of(flat, scheduled, weighed=False, **asked)

@@ -100,6 +100,13 @@ class Inputs(NamedTuple):
         return self.x[0].shape[0]
 
 
+class Reading(NamedTuple):
+    """A step as it was read, which holds of any arrays of the same types."""
+
+    parts: SplitStep
+    pullback: Pullback
+
+
 class Recurrence(NamedTuple):
     """A step, as it is run and differentiated: its parts, the weights that it runs with, the transition's pullback."""
 
@@ -111,6 +118,10 @@ class Recurrence(NamedTuple):
     batch: tuple[int, ...]  # the axis of the examples, if the step is one of one example
     lanes: tuple[int, ...] = ()  # blocks of time side by side, the axis before it
     unroll: int | bool = 1  # time steps in one body of the loops over them
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.parts, self.pullback)
 
     def with_delta(self, leaves: Leaves) -> Leaves:
         """Of leaves of the state those that have a δ, with None in place of the others."""
@@ -192,18 +203,28 @@ class Wanted(NamedTuple):
 DELTA = Wanted(state=True)
 
 
-def flatten_call(call: Call, wanted: Wanted = DELTA, end_bar: Sequence[Any] = (), *, derive: bool = True) -> FlatCall:
+def flatten_call(
+    call: Call,
+    wanted: Wanted = DELTA,
+    end_bar: Sequence[Any] = (),
+    *,
+    derive: bool = True,
+    earlier: Reading | None = None,
+) -> FlatCall:
     """Split the step and prepare the weights.
 
     Args:
         wanted: with respect to what a gradient is wanted.
         end_bar: of each leaf of the last state, or of none, None where it has no cotangent.
         derive: whether the step is to be differentiated, and not only run.
+        earlier: how the step was read already, with arrays of the same types.
     """
     varied = vary_data(call)
     one_params, one_state, one_x = shapes_of_one(varied)
     transpose_from = TRANSPOSE_FROM / concrete(math.prod(call.batch))
-    parts = split_step(call.step, one_params, one_state, one_x, reads=call.reads, transpose_from=transpose_from)
+    parts = earlier and earlier.parts
+    parts = parts or split_step(call.step, one_params, one_state, one_x, transpose_from=transpose_from)
+    parts = parts.where_counts(call.reads)
     params = jax.tree.leaves(call.params)
     wrt_params = only(_by_leaf(wanted.params, params), differentiable(params))
     places = {i for i, leaf in enumerate(wrt_params) if leaf is not None}
@@ -232,9 +253,10 @@ def flatten_call(call: Call, wanted: Wanted = DELTA, end_bar: Sequence[Any] = ()
         of_state = map(any, zip(_by_leaf(wanted.state, state), of_reset, strict=True))
         asked = set(itertools.compress(itertools.count(), [*of_weights, *of_xs]))
         of_drive = [not asked.isdisjoint(of) for of in parts.drive_from]
-        ends = Ends(list(credited), list(of_state), of_weights, of_drive)
+        ends = Ends(*map(tuple, (credited, of_state, of_weights, of_drive)))
         arguments = parts.transition_with_effects, weights, shapes, drive, parts.costly, ends
-        pullback = split_pullback(*arguments, fixed=parts.fixed, transpose_from=transpose_from)
+        known = earlier.pullback if earlier and earlier.pullback.ends else None
+        pullback = split_pullback(*arguments, fixed=parts.fixed, transpose_from=transpose_from, earlier=known)
     else:
         pullback = only_forwards(parts, len(shapes))
     recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, unroll=call.unroll)

@@ -64,7 +64,7 @@ def _hand_on(whole: graph.Graph, eqn: graph.Equation, operands: list[Any], sprea
     contracted = graph.contracted_axes(eqn)
     if contracted is not None:
         (left, right), orders = zip(*map(_parts, operands), strict=True)
-        axes = tuple(_along(order, of) for order, of in zip(orders, contracted, strict=True))
+        axes = _along(orders[0], contracted[0]), _along(orders[1], contracted[1])
         of_left, of_right = (_without(order, of) for order, of in zip(orders, contracted, strict=True))
         made = graph.product(eqn, left, right, axes=axes)
         return [_turned(made, (*of_left, *(len(of_left) + axis for axis in of_right)))]

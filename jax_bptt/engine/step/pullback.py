@@ -50,6 +50,9 @@ class Pullback(NamedTuple):
     #: The residuals of weights, before, drive and after.
     complete: Callable[[Leaves, Leaves, Leaves, Leaves], Leaves]
     recomputation: Recomputation  # what it takes to compute the residuals again
+    #: Ends as they come to: where credit gets to from there, and where it depends on what is wanted.
+    reached: Callable[["Ends"], "Ends"]
+    ends: "Ends | None"  # those that it is of, as they come to
     #: Per leaf of δ before the step: the leaves of δ after it that it is elementwise in; None where it is not.
     elementwise: tuple[Collection[int] | None, ...]
     has_delta: tuple[bool, ...]  # per state leaf: whether credit passes it, from where it comes to where it is wanted
@@ -75,6 +78,7 @@ def split_pullback(
     *,
     fixed: tuple[int, ...] = (),
     transpose_from: float = math.inf,
+    earlier: Pullback | None = None,
 ) -> Pullback:
     """Cut the pullback of `transition` into what is fixed, per row, and per step.
 
@@ -85,14 +89,18 @@ def split_pullback(
         ends: None where credit may come from anywhere, and is wanted everywhere.
         fixed: `SplitStep.fixed`.
         transpose_from: as for `split_step`.
+        earlier: one of the same transition, which it may come to.
     """
+    ends = ends or Ends(*((True,) * len(of) for of in (before, before, weights, drive)))
+    if earlier is not None and earlier.ends == earlier.reached(ends):
+        return earlier
     # Every value of the transition, the new state first, so that each can be found again in the pullback's graph. What
     # runs is always made of the transition's own equations: those of its pullback have lost custom derivatives.
     forwards = graph.trace(transition, weights, before, drive)
     groups = _split_by(forwards.inputs, weights, before)
     values = [*forwards.outputs, *groups[2], *(v for eqn in forwards.equations for v in graph.results(eqn))]
-    ends = ends or Ends(*([True] * len(of) for of in (before, before, weights, drive)))
-    credited, depends = _reached(forwards, groups, ends)
+    reached = functools.partial(_reached, forwards, groups)
+    credited, depends, _, _ = ends = reached(ends)
     pullback = functools.partial(_values_and_pullback, graph.extract_grouped(forwards, groups, values), ends)
     arguments, of_any = (weights, before, drive), only(depends, differentiable(before))
     joint = _trace_joint(pullback, arguments, of_any)
@@ -119,16 +127,18 @@ def split_pullback(
         derive=_without(derived, forwards, groups, of_saved),
         complete=_after_first(graph.extract_grouped(forwards, [forwards.outputs, *groups], of_saved)),
         recomputation=recomputation(forwards, of_saved, itertools.compress(groups[1], derived)),
+        reached=reached,
+        ends=ends,
         elementwise=tuple(elementwise.get(i, ()) for i in range(len(before))),
         has_delta=tuple(leaf is not None for leaf in delta),
         has_drive_bar=tuple(leaf is not None for leaf in only(ends.drive, differentiable(drive))),
     )
 
 
-def _reached(
-    forwards: graph.Graph, groups: Sequence[Sequence[graph.Var]], ends: Ends
-) -> tuple[Sequence[bool], Sequence[bool]]:
-    """Of each leaf of the state, whether it gets credit, and whether it depends on anything whose cotangent is wanted.
+def _reached(forwards: graph.Graph, groups: Sequence[Sequence[graph.Var]], ends: Ends) -> Ends:
+    """Ends as they come to: a leaf of the state after the step is credited from the next one, too, if it gets there.
+
+    And in the place of whether δ is wanted, whether the leaf depends on anything whose cotangent is wanted.
 
     Args:
         forwards: the graph of the transition.
@@ -150,7 +160,7 @@ def _reached(
         depends = [d or graph.has_level(level, 1, v) for d, v in zip(depends, after, strict=True)]
         if known == (credited, depends):
             break
-    return credited, depends
+    return Ends(*map(tuple, (credited, depends, ends.weights, ends.drive)))
 
 
 class _Joint(NamedTuple):
@@ -252,7 +262,7 @@ def only_forwards(parts: SplitStep, leaves: int) -> Pullback:
     def without_residuals(run: Callable[[Leaves, Leaves, Leaves], Leaves]) -> Callable:
         return lambda weights, before, drive: (run(weights, before, drive), [])
 
-    def nothing(*_: Leaves) -> Any:
+    def nothing(*_: Any) -> Any:
         raise AssertionError("a step that is only run forwards was differentiated")
 
     return Pullback(
@@ -268,6 +278,8 @@ def only_forwards(parts: SplitStep, leaves: int) -> Pullback:
         derive=nothing,
         complete=nothing,
         recomputation=Recomputation(0, 0),
+        reached=nothing,
+        ends=None,
         elementwise=(None,) * leaves,
         has_delta=(False,) * leaves,
         has_drive_bar=(),

@@ -47,25 +47,27 @@ class SplitStep(NamedTuple):
     #: Per leaf of the drive: the leaves that it depends on, of the weights and, counted on behind them, of x.
     drive_from: tuple[frozenset[int], ...]
     costly: tuple[bool, ...]  # per leaf of the drive: whether it takes a product to compute it
+    read_by: tuple[frozenset[tuple[bool, int]], ...]  # per leaf of the output, of which state leaves: (after, place)
     reads_after: tuple[bool, ...]  # per state leaf: whether the outputs that count read it after the step
     reads_before: tuple[bool, ...]  # per state leaf: whether they read it as it was before the step
 
+    def where_counts(self, reads: Sequence[bool] | None) -> "SplitStep":
+        """The same where of the leaves of the output these count, something that is differentiated depending on them.
 
-def split_step(
-    step: Step,
-    params: PyTree,
-    state: PyTree,
-    x: PyTree,
-    *,
-    reads: Sequence[bool] | None = None,
-    transpose_from: float = math.inf,
-) -> SplitStep:
+        None: all do.
+        """
+        counted = self.read_by if reads is None else itertools.compress(self.read_by, reads)
+        read, places = frozenset[tuple[bool, int]]().union(*counted), range(len(self.reads_after))
+        before, after = (tuple((is_after, i) in read for i in places) for is_after in (False, True))
+        return self._replace(reads_after=after, reads_before=before)
+
+
+def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpose_from: float = math.inf) -> SplitStep:
     """Cut `step` into its four parts.
 
     Args:
         step: `step(params, state, x) -> (state, output)` of one example.
         params, state, x: what the step is called with, or `jax.ShapeDtypeStruct`s of it, without time and batch axes.
-        reads: per leaf of the output whether it counts, something that is differentiated depending on it; None: all do.
         transpose_from: rows from which on weights that stand before them in the transition are prepared transposed.
 
     An output is taken as a function of the new state wherever the step computes it from the very value that it
@@ -96,7 +98,6 @@ def split_step(
     for_drive = graph.frontier(whole, drive, lambda v: level[v] == 0 or v in X)
     is_given = {*given, *S, *X, *at(list(level), 0)}.__contains__
     for_readout = graph.frontier(whole, Y, is_given)
-    credited = for_readout if reads is None else graph.frontier(whole, itertools.compress(Y, reads), is_given)
     weights = list(dict.fromkeys(at([*for_transition, *for_drive, *for_readout], 0)))
 
     readout = graph.extract_grouped(whole, [weights, S_new, X, S], Y)
@@ -118,9 +119,21 @@ def split_step(
         from_params=tuple(map(graph.origins(whole, P).__getitem__, weights)),
         drive_from=tuple(map(graph.origins(whole, [*weights, *X]).__getitem__, drive)),
         costly=tuple(map(_made_by_products(whole, level).__contains__, drive)),
-        reads_after=tuple(v in given and v in credited and v not in S_new[:i] for i, v in enumerate(S_new)),
-        reads_before=(*(v in credited and v not in given for v in S), *[False] * len(once)),
-    )
+        read_by=_read_by(whole, S, S_new, given),
+        reads_after=(False,) * len(S_new),
+        reads_before=(False,) * len(S_new),
+    ).where_counts(None)
+
+
+def _read_by(
+    whole: graph.Graph, before: list[graph.Var], after: list[graph.Atom], given: list[graph.Var]
+) -> tuple[frozenset[tuple[bool, int]], ...]:
+    """Of each leaf of the output, which leaves of the state it reads, as they are after the step or before it."""
+    states = {v: (False, i) for i, v in enumerate(before) if v not in given}
+    states |= {v: (True, i) for i, v in reversed(list(enumerate(after))) if isinstance(v, graph.Var) and v in given}
+    read, places = graph.origins(whole, list(states)), list(states.values())
+    outputs = whole.outputs[len(before) :]
+    return tuple(frozenset(places[i] for v in graph.variables([y]) for i in read[v]) for y in outputs)
 
 
 def _made_by_products(whole: graph.Graph, level: Mapping[graph.Var, int]) -> set[graph.Var]:
