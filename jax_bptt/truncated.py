@@ -2,7 +2,7 @@
 
 Windows end at e = k1, 2·k1, …; the one that ends at e starts from the constant h_{max(0, e−k2)}, and its gradient is
 the exact gradient of its losses from there. The truncated gradient is the sum over the windows. The engine computes it
-with all windows of a group side by side, of the same pieces as exact BPTT.
+of the same pieces as exact BPTT, with windows side by side or, of those that meet, one after the other.
 """
 
 import functools
@@ -53,8 +53,9 @@ def truncated_bptt(
 
     Args:
         model, loss, argnums, reduction, save, burn_in: as for `bptt`. With `reduction="mean"`, a loss that counts twice
-            weighs twice. With `save="boundaries"`, the state before every k1-th step is saved. Windows are counted from
-            the end of the burn-in. Where all of them begin at the outset, they are computed as `bptt` computes them.
+            weighs twice. With `save="boundaries"`, the state before every k1-th step is saved, or, of windows that are
+            run one after the other, of which only one is there at a time, that of each of its steps. Windows are
+            counted from the end of the burn-in. Where all begin at the outset, they are computed as by `bptt`.
         k1: steps from one window's end to the next.
         k2: steps that a window reaches back over.
         losses: "newest", "all" or "last".
@@ -62,9 +63,10 @@ def truncated_bptt(
             k1. For streams where k2 > k1: with the inputs and targets of the last k1·⌈(k2−k1)/k1⌉ steps of the chunk
             before in front of a chunk, chunks add up to the whole. The state returned is that before the last `context`
             steps, the next chunk's context. (In front of the first chunk put any steps, and `reset` after them.)
-        parallel: windows side by side; more take more memory, and are faster up to a point. None leaves it to
-            `jax_bptt.engine.plan.default_lanes`; with `save="boundaries"` it is 1. Windows of k1 = k2 of a step that is
-            better left whole, as by `bptt`, are run one after the other.
+        parallel: windows side by side; more take more memory, and are faster up to a point. With 1, windows of k1 = k2
+            are run one after the other, each forwards and backwards, in the memory of one. None leaves it to
+            `jax_bptt.engine.plan.default_lanes`, which is 1 of them where the batch has 8 examples; so it is with
+            `save="boundaries"`, and of a step that is better left whole, as by `bptt`.
 
     Returns:
         `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> ((loss, state), grads)`, as

@@ -56,7 +56,7 @@ def cases(draw: Any, linear: bool = True, with_mask: bool = True) -> Case:
 @st.composite
 def truncations(draw: Any, T: int, losses: str = "newest") -> tuple[int, int]:
     k1 = draw(st.integers(1, T + 1))
-    return k1, draw(st.integers(k1 if losses == "newest" else 1, max(k1, T + 2)))
+    return k1, draw(st.just(k1) | st.integers(k1 if losses == "newest" else 1, max(k1, T + 2)))
 
 
 def some_of(draw: Any, number: int) -> tuple[bool, ...]:

@@ -12,6 +12,7 @@ It reads top to bottom, each room using those above it:
     forward             states of a window, of all windows
     window_gradient     credit, recursion, immediate partials
     reverse_truncated   windows side by side, nothing handed on
+    in_turn             windows that meet, one after the other
     whole_steps         steps that are better not cut, by JAX's own derivative of a scan
     passes              forward pass and reverse pass of a schedule
 """

@@ -7,6 +7,7 @@
 another schedule and another pick of its results; `unroll` runs the two passes apart.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -25,17 +26,18 @@ from jax_bptt.engine.flatten import (
     vary_data,
 )
 from jax_bptt.engine.forward import Checkpoints, rematerialise, rows_of, run_forward, state_after
+from jax_bptt.engine.in_turn import sum_in_turn
 from jax_bptt.engine.leaves import Leaves, accumulator, add, combine, concrete, only, shape_like, zeros
 from jax_bptt.engine.objective import Objective, objective_of
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
-from jax_bptt.engine.plan import Asked, Plan, choose_plan, choose_windows, default_save
+from jax_bptt.engine.plan import Asked, Plan, ask_alone, choose_plan, choose_windows, default_save
 from jax_bptt.engine.reverse_truncated import sum_of_windows
-from jax_bptt.engine.schedule import Schedule
+from jax_bptt.engine.schedule import Schedule, exact
 from jax_bptt.engine.step.traffic import Traffic, weigh
-from jax_bptt.engine.whole_steps import gradient_of_whole, gradient_of_whole_windows
+from jax_bptt.engine.whole_steps import gradient_of_whole
 from jax_bptt.engine.window_gradient import Gradient, gradient_of_window
 from jax_bptt.engine.windows import join, scan_windows, without_leading
-from jax_bptt.model import PyTree, Reduction
+from jax_bptt.model import PyTree, Reduction, Save
 
 
 def value_and_gradient(
@@ -77,12 +79,17 @@ def backpropagate(
     plan = plan_of(flat, schedule, call.reads, may_be_whole, **asked)
     objective = objective_of(call, reduction, schedule, derive=not plan.whole)
     if plan.whole:
-        of_whole = vary_data(call), flat, objective
+        of_whole = functools.partial(gradient_of_whole, vary_data(call))
         if schedule.grid is None:
-            end, got = gradient_of_whole(*of_whole)
+            end, got = of_whole(flat, objective)
         else:
-            end, got = gradient_of_whole_windows(*of_whole, schedule.grid)
+            in_turn = flat, objective, schedule.grid, lambda *of_window: of_whole(*of_window[:2]), flat.wrt_params
+            end, got = sum_in_turn(*in_turn)
         return flat._replace(pull_weights=lambda bars: unflatten_like(call.params, bars)), end, got
+    if schedule.grid is not None and schedule.grid.alone and plan.lanes == 1:
+        alone = functools.partial(gradient_alone, save=asked.get("save"))
+        end, got = sum_in_turn(flat, objective, schedule.grid, alone, flat.wrt.weights)
+        return flat, end if state is None else state, got
     end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
     if state is None:
         state = end
@@ -90,6 +97,17 @@ def backpropagate(
             state = state_after(recurrence, checkpoints, flat.inputs, plan.windows, ahead)
     got = run_reverse(flat, checkpoints, objective, [None] * len(end), schedule, plan, deltas=deltas)
     return flat, state, got
+
+
+def gradient_alone(
+    flat: FlatCall, objective: Objective, steps: int, save: Save | None = None
+) -> tuple[Leaves, Gradient]:
+    """The state after the steps of a window that is run alone, and their exact gradient."""
+    scheduled, recurrence = exact(steps), flat.recurrence
+    asked = ask_alone(steps, recurrence.rows, recurrence.parts.opaque, save)
+    plan = plan_of(flat, scheduled, may_be_whole=False, weighed=False, **asked)
+    end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
+    return end, run_reverse(flat, checkpoints, objective, [None] * len(end), scheduled, plan)
 
 
 def plan_of(

@@ -8,14 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import Call, FlatCall, put_back, reset_to_of, unflatten_state
-from jax_bptt.engine.leaves import Leaves, add, axes_of, combine, differentiable, only, vary, varying, where, zeros
+from jax_bptt.engine.leaves import Leaves, axes_of, combine, differentiable, only, vary, varying, zeros
 from jax_bptt.engine.objective import Objective
-from jax_bptt.engine.schedule import Grid
 from jax_bptt.engine.window_gradient import Gradient
-from jax_bptt.engine.windows import Windows, join, scan_windows, vmap_leading
+from jax_bptt.engine.windows import vmap_leading
 from jax_bptt.model import PyTree
 
 
@@ -44,7 +42,8 @@ def scan_whole(
 def gradient_of_whole(call: Call, flat: FlatCall, objective: Objective) -> tuple[Leaves, Gradient]:
     """The state after the last step, and the exact gradient of losses, none of them masked, in a call's own order.
 
-    In the place of weights there are the params themselves; a state to reset to is a constant.
+    In the place of weights there are the params themselves; a state to reset to is a constant. Leaves of the state that
+    are ours are left as they are.
     """
     params, xs = jax.tree.leaves(call.params), flat.inputs.x[: len(jax.tree.leaves(call.xs))]
     after = call._replace(targets=objective.targets, reset=flat.inputs.reset, steps=flat.inputs.steps)
@@ -65,22 +64,5 @@ def gradient_of_whole(call: Call, flat: FlatCall, objective: Objective) -> tuple
     wanted: tuple[Any, ...] = flat.wrt_params, start, only(flat.wrt.xs[: len(xs)], xs)
     (loss, end), bars = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(*wanted)
     params_bar, start_bar, xs_bar = bars
-    return end, Gradient(loss, params_bar, start_bar, [], [], xs_bar)
-
-
-def gradient_of_whole_windows(call: Call, flat: FlatCall, objective: Objective, grid: Grid) -> tuple[Leaves, Gradient]:
-    """As `gradient_of_whole`, truncated: the sum over windows that meet, each from a constant, one after the other."""
-    state = jax.tree.leaves(unflatten_state(call, flat.state))
-    like = only(flat.recurrence.with_delta(differentiable(flat.state))[: len(state)], state)
-
-    def window(carry: Any, timed: Any, _: None, size: int) -> tuple[Any, Leaves]:
-        (state, loss, params_bar, start_bar), (inputs, targets, first) = carry, timed
-        here = flat._replace(state=[*state, *flat.state[len(state) :]], inputs=inputs)
-        end, got = gradient_of_whole(call, here, objective._replace(targets=targets))
-        begins = where(first[0], got.start_bar[: len(state)])
-        return (end, loss + got.loss, add(params_bar, got.weights_bar), add(start_bar, begins)), got.xs_bar
-
-    carry = state, objective.zero, zeros((), flat.wrt_params), zeros((), like)
-    timed = flat.inputs, objective.targets, jnp.arange(grid.steps) == 0
-    (end, loss, params_bar, start_bar), xs_bar = scan_windows(window, carry, timed, Windows(grid.steps, grid.k1))
-    return end, Gradient(loss, params_bar, start_bar, [], [], join(xs_bar))
+    reset_bar = zeros((), flat.wrt.reset_to)
+    return [*end, *flat.state[len(end) :]], Gradient(loss, params_bar, start_bar, reset_bar, [], xs_bar)

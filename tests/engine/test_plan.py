@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jax_bptt.engine.plan import default_lanes, default_window
+from jax_bptt.engine.plan import ask_alone, default_lanes, default_window
 from jax_bptt.engine.schedule import Grid
 
 
@@ -15,6 +15,14 @@ def test_default_window_divides_where_it_can_and_stays_near_what_is_wanted(batch
         assert steps % size == 0 or not any(steps % s == 0 for s in range(size // 2 + 1, 2 * size))
         size = default_window(steps, batch, "boundaries")
         assert np.sqrt(steps) / 2 - 1 <= size <= 2 * np.sqrt(steps) + 1
+
+
+def test_a_window_of_truncation_that_is_run_alone_is_cut_as_a_part_of_a_long_sequence():
+    assert ask_alone(32, 32, opaque=False, save=None) == {"window": 32, "save": "dots"}
+    assert ask_alone(128, 32, opaque=False, save=None) == {"window": 32, "save": None}
+    assert ask_alone(128, 32, opaque=False, save="boundaries") == {"save": None}
+    assert ask_alone(128, 1, opaque=False, save="boundaries") == {"window": 64, "save": None}
+    assert ask_alone(32, 32, opaque=True, save="dots") == {"save": "dots"}
 
 
 def test_default_window_by_example():
@@ -34,3 +42,4 @@ def test_default_lanes_are_few_beside_all_windows(k1, k2, batch):
         assert 1 <= lanes <= grid.blocks
         assert lanes <= max(1 + grid.reach, grid.blocks // 4, -(-32 // batch))
         assert lanes >= min(grid.blocks, 1 + grid.reach)
+        assert not grid.alone or lanes == (1 if batch >= 8 else min(grid.blocks, 32))

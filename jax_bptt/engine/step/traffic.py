@@ -73,7 +73,8 @@ def weigh(
     credit = sum(map(nbytes, only(parts.reads_after, delta))) + sum(map(nbytes, only(parts.reads_before, delta)))
     deltas, coefficients = sum(map(nbytes, delta)), sum(map(nbytes, pullback.coefficients))
     saved_cut = sum(map(nbytes, saved))
-    of_rows = 2 * states + 2 * credit + deltas + coefficients + 2 * drive + joint.contributions
+    again = 0 if save == "dots" else sum(map(nbytes, pullback.residuals))
+    of_rows = 2 * states + again + 2 * credit + deltas + coefficients + 2 * drive + joint.contributions
     cut = 2 * saved_cut + 2 * states + 2 * credit + 3 * deltas + 2 * coefficients + 4 * drive + 2 * joint.contributions
     sums = [w for w in wanted[0] if w is not None]
     return Traffic(
