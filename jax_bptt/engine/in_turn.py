@@ -22,21 +22,21 @@ def sum_in_turn(
     flat: FlatCall,
     objective: Objective,
     grid: Grid,
-    gradient_of: Callable[[FlatCall, Objective, int], tuple[Leaves, Gradient]],
+    gradient_of: Callable[[FlatCall, Objective], tuple[Leaves, Gradient]],
     weights: Leaves,
 ) -> tuple[Leaves, Gradient]:
     """The state after the last step, and the sum of the gradients of all windows.
 
     Args:
         grid: one of windows that are `alone`.
-        gradient_of: the state after so many steps, and their exact gradient.
+        gradient_of: the state after the steps of a window, and their exact gradient.
         weights: with respect to what it is, beside state, inputs, and what states are reset to.
     """
 
-    def window(carry: Any, timed: Any, _: None, size: int) -> tuple[Any, Leaves]:
+    def window(carry: Any, timed: Any, _: None, __: int) -> tuple[Any, Leaves]:
         (state, loss, weights_bar, start_bar, reset_bar), (inputs, targets, mask, is_first) = carry, timed
         of_window = objective._replace(targets=targets, mask=mask)
-        state, got = gradient_of(flat._replace(state=state, inputs=inputs), of_window, size)
+        state, got = gradient_of(flat._replace(state=state, inputs=inputs), of_window)
         weights_bar, reset_bar = add(weights_bar, got.weights_bar), add(reset_bar, got.reset_bar)
         start_bar = add(start_bar, where(is_first[0], got.start_bar))
         return (state, loss + got.loss, weights_bar, start_bar, reset_bar), got.xs_bar

@@ -83,8 +83,7 @@ def backpropagate(
         if schedule.grid is None:
             end, got = of_whole(flat, objective)
         else:
-            in_turn = flat, objective, schedule.grid, lambda *of_window: of_whole(*of_window[:2]), flat.wrt_params
-            end, got = sum_in_turn(*in_turn)
+            end, got = sum_in_turn(flat, objective, schedule.grid, of_whole, flat.wrt_params)
         return flat._replace(pull_weights=lambda bars: unflatten_like(call.params, bars)), end, got
     if schedule.grid is not None and schedule.grid.alone and plan.lanes == 1:
         alone = functools.partial(gradient_alone, save=asked.get("save"))
@@ -99,12 +98,10 @@ def backpropagate(
     return flat, state, got
 
 
-def gradient_alone(
-    flat: FlatCall, objective: Objective, steps: int, save: Save | None = None
-) -> tuple[Leaves, Gradient]:
+def gradient_alone(flat: FlatCall, objective: Objective, save: Save | None = None) -> tuple[Leaves, Gradient]:
     """The state after the steps of a window that is run alone, and their exact gradient."""
-    scheduled, recurrence = exact(steps), flat.recurrence
-    asked = ask_alone(steps, recurrence.rows, recurrence.parts.opaque, save)
+    scheduled, recurrence = exact(flat.inputs.steps), flat.recurrence
+    asked = ask_alone(scheduled.steps, recurrence.rows, recurrence.parts.opaque, save)
     plan = plan_of(flat, scheduled, may_be_whole=False, weighed=False, **asked)
     end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
     return end, run_reverse(flat, checkpoints, objective, [None] * len(end), scheduled, plan)

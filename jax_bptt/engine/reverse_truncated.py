@@ -1,5 +1,7 @@
 """Truncated BPTT by the reverse scan: all windows of a group of blocks side by side, as more rows.
 
+(Windows that meet are run alone by `in_turn`, where the batch has rows enough.)
+
 Time is cut into blocks of k1 steps. The window that ends with block i covers the k2 steps up to there: its own block
 and, where k2 > k1, some of the q blocks before it. With fixed params its states are those of the whole sequence. So
 everything but the recursion of δ is shared between overlapping windows and done once per step, as in exact BPTT:

@@ -18,6 +18,7 @@ from jax_bptt.engine.step.graph import (
     retrace,
     rows_first,
     trace,
+    without_repeats,
 )
 from jax_bptt.engine.step.partition import derived_states
 
@@ -166,3 +167,29 @@ def test_effects_are_kept_when_calls_are_inlined(capfd):
     extract(graph, graph.inputs, graph.outputs, effects=True)(VECTOR)
     jax.effects_barrier()
     assert capfd.readouterr().out.count("seen") == 1
+
+
+def test_of_equations_that_make_the_same_only_the_first_is_left():
+    def repeats(a):
+        return jnp.sin(a) * jnp.cos(a) + jnp.sin(a), jnp.cos(a), jnp.split(a, 3)[1] + jnp.split(a, 3)[2]
+
+    graph = trace(repeats, VECTOR)
+    once = without_repeats(graph)
+    assert sorted(eqn.primitive.name for eqn in once.equations) == ["add", "add", "cos", "mul", "sin", "split"]
+    for got, want in zip(evaluated(once, VECTOR), repeats(VECTOR), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_what_only_looks_the_same_is_made_each_time():
+    def different(a, key):
+        halves = a * 0.0, a * -0.0, a + 1, a + jnp.float32(1), jnp.sum(a), jnp.max(a)
+        return *halves, jax.random.normal(key), jax.random.normal(key)
+
+    key = jax.random.key(0, impl="rbg")
+    graph = trace(different, VECTOR, key)
+    once = without_repeats(graph)
+    drawn = [eqn for eqn in once.equations if eqn.primitive.name == "random_bits"]
+    assert len(drawn) == 2  # of keys with which a draw may be made but once
+    for got, want in zip(evaluated(once, VECTOR, key), different(VECTOR, key), strict=True):
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(np.signbit(got), np.signbit(want))
