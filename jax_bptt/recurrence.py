@@ -159,7 +159,7 @@ def unroll(
         reset, reset_state: as in the call of what `bptt` returns, but that the gradient reaches `reset_state`.
         window: steps in one window of exact BPTT, as for `bptt`.
         save: as for `bptt`.
-        parallel: windows side by side, as for `truncated_bptt`.
+        parallel: windows side by side in the backward pass; more take more memory, and are faster up to a point.
 
     Returns:
         The state after the last step, a pytree of `[B, …]`, and the outputs, one of `[T, B, …]`.
@@ -231,7 +231,7 @@ def _run(
         call, derive = sizes._replace(**given), wanted is not None
         end = jax.tree.leaves(call.state)
         flat = flatten_call(call, wanted or Wanted(), end, derive=derive, earlier=read)
-        plan = chosen or plan_of(flat, scheduled, weighed=False, **asked)
+        plan = chosen or plan_of(flat, scheduled, at_once=False, **asked)
 
         def emit(rows: Rows, _: None) -> PyTree:
             return read_rows(flat.recurrence, rows)
@@ -260,7 +260,7 @@ def _run(
         flat = flatten_call(call, wanted, state_bar, earlier=read)
         state_bar += [None] * len(flat.recurrence.parts.once)
         objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), reads)
-        plan = chosen or plan_of(flat, scheduled, weighed=False, **asked)
+        plan = chosen or plan_of(flat, scheduled, at_once=False, **asked)
         got = run_reverse(flat, checkpoints, objective, state_bar, scheduled, plan)
         # As many cotangents whatever is asked for: in JAX 0.7 one pullback may not return now more, now fewer.
         bars = {"state": got.start_bar, "xs": got.xs_bar, "reset": [None], "reset_state": got.reset_bar}

@@ -53,9 +53,10 @@ def truncated_bptt(
 
     Args:
         model, loss, argnums, reduction, save, burn_in: as for `bptt`. With `reduction="mean"`, a loss that counts twice
-            weighs twice. With `save="boundaries"`, the state before every k1-th step is saved, or, of windows that are
-            run one after the other, of which only one is there at a time, that of each of its steps. Windows are
-            counted from the end of the burn-in. Where all begin at the outset, they are computed as by `bptt`.
+            weighs twice. With `save="boundaries"`, the state before every k1-th step is saved; of windows that are run
+            one after the other, only one is there at a time, and of each of its steps what `bptt` saves by default.
+            Windows are counted from the end of the burn-in. Where all begin at the outset, they are computed as by
+            `bptt`.
         k1: steps from one window's end to the next.
         k2: steps that a window reaches back over.
         losses: "newest", "all" or "last".
@@ -65,8 +66,8 @@ def truncated_bptt(
             steps, the next chunk's context. (In front of the first chunk put any steps, and `reset` after them.)
         parallel: windows side by side; more take more memory, and are faster up to a point. With 1, windows of k1 = k2
             are run one after the other, each forwards and backwards, in the memory of one. None leaves it to
-            `jax_bptt.engine.plan.default_lanes`, which is 1 of them where the batch has 8 examples; so it is with
-            `save="boundaries"`, and of a step that is better left whole, as by `bptt`.
+            `jax_bptt.engine.plan.default_lanes`, which is 1 of them where the batch has at least 8 examples; so it is
+            with `save="boundaries"`, and of a step that is better left whole, as by `bptt`.
 
     Returns:
         `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> ((loss, state), grads)`, as

@@ -79,7 +79,9 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
     call = check_call(step_of(model), None, Arguments(params, state, xs))
     everything = Wanted(params=True, xs=True, state=True)
     flat = flatten_call(call, everything, jax.tree.leaves(call.state))
-    recurrence, traffic = flat.recurrence, traffic_of(flat)
+    recurrence = flat.recurrence
+    save = default_save(recurrence.pullback.recomputation, call.steps, recurrence.rows)
+    traffic = traffic_of(flat, save)
     parts, pullback, before = recurrence.parts, recurrence.pullback, recurrence.state
     weights, x = without_leading(recurrence.weights, 0), jax.tree.leaves(without_leading(call.xs, 2))
     drive = jax.eval_shape(parts.project, weights, x)
@@ -112,7 +114,6 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
     }
     jacobian = {name: _told(roots, names) for name, roots in zip(names, pullback.elementwise, strict=True)}
     whole = is_better_whole(traffic) and sums_lose_nothing(flat.wrt_params)
-    save = default_save(pullback.recomputation, call.steps, recurrence.rows)
     return Placement(rooms, save, saved_bytes, whole, traffic, jacobian)
 
 

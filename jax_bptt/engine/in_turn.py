@@ -1,8 +1,8 @@
 """Truncated BPTT of windows that meet, k1 = k2, one after the other: a window is a sequence, its gradient exact.
 
 Each begins with the last state of the one before it, a constant, and is run forwards and backwards before the next, so
-that the memory is that of one. `reverse_truncated` runs windows side by side: those that overlap, and those that would
-be of too few rows alone.
+that the memory is that of one. `reverse_truncated` runs windows side by side: those that overlap, those that would be
+of too few rows alone, and those of `scan` and `unroll`, which run forwards before anything comes back.
 """
 
 from collections.abc import Callable

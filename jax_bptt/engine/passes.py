@@ -85,7 +85,8 @@ def backpropagate(
         else:
             end, got = sum_in_turn(flat, objective, schedule.grid, of_whole, flat.wrt_params)
         return flat._replace(pull_weights=lambda bars: unflatten_like(call.params, bars)), end, got
-    if schedule.grid is not None and schedule.grid.alone and plan.lanes == 1:
+    returned = state is not None or ahead == schedule.steps
+    if schedule.grid is not None and schedule.grid.alone and plan.lanes == 1 and returned:
         alone = functools.partial(gradient_alone, save=asked.get("save"))
         end, got = sum_in_turn(flat, objective, schedule.grid, alone, flat.wrt.weights)
         return flat, end if state is None else state, got
@@ -113,6 +114,7 @@ def plan_of(
     reads: Sequence[bool] | None = None,
     may_be_whole: bool = True,
     weighed: bool = True,
+    at_once: bool = True,
     **asked: Unpack[Asked],
 ) -> Plan:
     """The plan of a recurrence's passes.
@@ -120,14 +122,18 @@ def plan_of(
     Args:
         reads: per leaf of the outputs whether anything depends on it; None: on all.
         may_be_whole: whether nothing is asked for that a scan of whole steps does not tell.
-        weighed: whether it depends on what a step moves, which is another thing with other cotangents.
+        weighed: whether it depends on what a step moves.
+        at_once: whether forward and reverse pass are run together, so that a window can be run alone. Else nothing is
+            weighed, since with other cotangents a step moves something else.
     """
     recurrence, parts, pullback = flat.recurrence, flat.recurrence.parts, flat.recurrence.pullback
     may_be_whole &= sums_lose_nothing(flat.wrt_params) and isinstance(schedule.steps, int)
-    alone = schedule.grid is None or (may_be_whole and schedule.grid.alone)
-    traffic = traffic_of(flat, reads) if weighed and alone and not any(asked.values()) else None
+    meet = schedule.grid is None or schedule.grid.alone
+    is_weighed = weighed and at_once and meet and not any(asked.values())
+    save = default_save(pullback.recomputation, schedule.steps if schedule.grid is None else None, recurrence.rows)
+    traffic = traffic_of(flat, save, reads) if is_weighed else None
     of_step = pullback.recomputation, bool(parts.once), parts.opaque
-    return choose_plan(schedule, recurrence.rows, *of_step, traffic, may_be_whole, **asked)
+    return choose_plan(schedule, recurrence.rows, *of_step, traffic, may_be_whole, at_once, **asked)
 
 
 def sums_lose_nothing(params: Leaves) -> bool:
@@ -135,13 +141,12 @@ def sums_lose_nothing(params: Leaves) -> bool:
     return all(p is None or accumulator(p.dtype) == p.dtype for p in params)
 
 
-def traffic_of(flat: FlatCall, reads: Sequence[bool] | None = None) -> Traffic:
-    """What a time step of a call moves, where what is saved is left to us; `reads` as for `plan_of`."""
+def traffic_of(flat: FlatCall, save: Save, reads: Sequence[bool] | None = None) -> Traffic:
+    """What a time step of a call moves, of which so much is saved; `reads` as for `plan_of`."""
     recurrence, pullback = flat.recurrence, flat.recurrence.pullback
     x = without_leading(flat.inputs.x, 1 + len(recurrence.batch))
     shapes = [shape_like(w) for w in recurrence.weights], recurrence.state, x
     wanted, examples = (flat.wrt.weights, only(flat.wrt.xs, x)), concrete(math.prod(recurrence.batch))
-    save = default_save(pullback.recomputation, flat.inputs.steps, recurrence.rows)
     return weigh(recurrence.parts, pullback, shapes, wanted, reads, examples, save)
 
 

@@ -78,6 +78,7 @@ def choose_plan(
     opaque: bool = False,
     traffic: Traffic | None = None,
     may_be_whole: bool = False,
+    at_once: bool = True,
     **asked: Unpack[Asked],
 ) -> Plan:
     """The plan, as the user asked for it.
@@ -86,42 +87,45 @@ def choose_plan(
         rows: how many rows a time step multiplies with a weight: the batch.
         once: whether there are values that may be made but once, so that states are saved where nothing should be.
         opaque: whether something costly that is no product would be done of rows: then of those of one step.
-        traffic: what the step moves by either plan; None where the user, or truncation, tells the windows.
+        traffic: what the step moves by either plan; None where the user tells the windows, or they overlap.
         may_be_whole: whether a scan of whole steps tells all that is asked for.
+        at_once: whether forward and reverse pass are run together, so that a window can be run alone.
     """
     grid = schedule.grid
-    save = asked.get("save") or default_save(recomputation, schedule.steps if grid is None else None, rows)
+    ours = grid is None and not asked.get("window") and not opaque
+    save = asked.get("save") or default_save(recomputation, schedule.steps if ours else None, rows)
     if once and save == "boundaries":
         save = "states"
     whole = may_be_whole and traffic is not None and is_better_whole(traffic)
     if grid is None:
         window = asked.get("window") or (1 if opaque and save != "boundaries" else None)
         return Plan(choose_windows(schedule.steps, rows, save, window, traffic), save, 1, whole)
-    lanes = asked.get("lanes") or (1 if save == "boundaries" else default_lanes(grid, rows, traffic))
+    lanes = asked.get("lanes") or (1 if save == "boundaries" else default_lanes(grid, rows, traffic, at_once))
     return Plan(Windows(schedule.steps, grid.k1), save, min(grid.blocks, lanes), whole)
 
 
 def ask_alone(steps: int, rows: int, opaque: bool, save: Save | None) -> Asked:
     """What is asked of the plan of a window of truncation that is run alone, of so many steps.
 
-    Its rows are made of as many steps at once as would be of a long sequence: beside the other windows, of which there
-    is nothing, that is little. As of a sequence of its own it is where the least memory is asked for, and its rows are
-    so many that they are more than the sums of weights which a loop over shorter windows carries. (Measured on two
+    As many of them are done at once as would be of a long sequence, since nothing is saved of the other windows. Where
+    the least memory is asked for, it is cut as a sequence by itself, if its rows are so many that they are more than
+    the sums of weights which a loop over shorter windows carries; as such one, too, if it is opaque. (Measured on two
     CPU cores, T = 1024, k1 = k2 = 32, B = 32, H = 128: elman 72 ms, 3.2 MiB beside 92 ms, 2.8 MiB as of a sequence of
     its own; GRU 292 ms, 8.4 MiB beside 331 ms, 5.8 MiB.)
     """
-    if opaque or (save == "boundaries" and steps * rows > 512):
-        return Asked(save=None if save == "boundaries" else save)
+    is_lean, save = save == "boundaries", None if save == "boundaries" else save
+    if opaque or (is_lean and steps * rows > 512):
+        return Asked(save=save)
     window = default_window(steps, rows, part_of=4 * steps)
-    save = None if save == "boundaries" else save
     return Asked(window=window, save=save or ("dots" if window == steps else None))
 
 
 def is_better_whole(traffic: Traffic) -> bool:
     """Whether a step is better one loop body: where rows gain nothing, or it moves, or saves, less then.
 
-    (Measured on two CPU cores, `python -m tests.benchmarks.zoo`, of 35 kinds of step: the 14 of which this is so were
-    slower cut into parts than by `jax.grad`, at 0.12 to 0.87 of its speed; of the others none was.)
+    (Measured on two CPU cores, of 35 kinds of step in `tests.benchmarks.kinds`: of the 14 of which this is so, 11 were
+    at 0.25 to 0.85 of the speed of `jax.grad` cut into parts, in windows of one and of two steps; experts, a sparse
+    recurrence and attention over a cache at 0.48 to 2.93, the better of the two above 1.)
     """
     return traffic.opaque or traffic.whole < MOVED_BY_ROWS * traffic.cut or traffic.saved_whole < traffic.saved_cut
 
@@ -143,7 +147,7 @@ def default_save(recomputation: Recomputation, steps: int | None = None, rows: i
     1.18 times as fast as `jax.grad` in 0.94 of the memory, by "states" 0.87 times in 1.00.)
 
     Args:
-        steps: of how many steps a sequence is; None where windows are as long as truncation has them.
+        steps: of how many steps a sequence is; None where its windows are not of our own choice.
         rows: of how many rows a time step is.
     """
     is_one_window = isinstance(steps, int) and default_window(steps, rows) == steps
@@ -181,7 +185,7 @@ def default_window(
     return min(near, key=lambda size: abs(math.log(size / wanted)), default=wanted)
 
 
-def default_lanes(grid: Grid, rows: int, traffic: Traffic | None = None) -> int:
+def default_lanes(grid: Grid, rows: int, traffic: Traffic | None = None, at_once: bool = True) -> int:
     """The number of windows of truncation side by side.
 
     As many as make 32 rows in a hop. Where the batch alone has 8, windows that meet are run one after the other; where
@@ -194,10 +198,13 @@ def default_lanes(grid: Grid, rows: int, traffic: Traffic | None = None) -> int:
 
     Args:
         traffic: what a step moves, if no more memory is to be taken than a scan over windows takes.
+        at_once: as for `choose_plan`.
     """
-    if grid.alone:
+    if grid.alone and at_once:
+        if rows >= 8:
+            return 1
         most = grid.blocks if traffic is None else int(leanest_window(grid.steps, traffic) / SIDE / grid.k1)
-        return 1 if rows >= 8 else max(1, min(grid.blocks, most, -(-32 // rows)))
+        return max(1, min(grid.blocks, most, -(-32 // rows)))
     for_memory = max(1 + grid.reach, grid.blocks // 4)
     return min(grid.blocks, max(-(-32 // rows), min(max(2, 4 * grid.reach), for_memory)))
 

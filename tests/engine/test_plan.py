@@ -43,3 +43,4 @@ def test_default_lanes_are_few_beside_all_windows(k1, k2, batch):
         assert lanes <= max(1 + grid.reach, grid.blocks // 4, -(-32 // batch))
         assert lanes >= min(grid.blocks, 1 + grid.reach)
         assert not grid.alone or lanes == (1 if batch >= 8 else min(grid.blocks, 32))
+        assert default_lanes(grid, batch, at_once=False) >= min(grid.blocks, 32 // batch)

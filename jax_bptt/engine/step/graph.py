@@ -69,7 +69,7 @@ def without_repeats(graph: Graph) -> Graph:
     for old in graph.equations:
         eqn = old.replace(invars=renamed(old.invars))
         read = tuple(a if isinstance(a, Var) else (np.asarray(a.val).tobytes(), a.aval) for a in eqn.invars)
-        key = eqn.primitive, read, tuple(sorted(eqn.params.items())), tuple(v.aval for v in results(eqn))
+        key = eqn.primitive, read, tuple(sorted(eqn.params.items())), tuple(v.aval for v in results(eqn)), eqn.ctx
         try:
             earlier = eqn if makes_once(eqn) else first.setdefault(key, eqn)
         except TypeError:  # what cannot be compared
@@ -333,6 +333,13 @@ def evaluate(graph: Graph, eqn: Equation, operands: Sequence[Any]) -> list[Any]:
     read = first_index([eqn.invars], [operands])
     made = iter(_function(graph, list(read), results(eqn), [eqn])(*read.values()))
     return [next(made) if type(v) is Var else None for v in eqn.outvars]
+
+
+def bind(eqn: Equation, operands: Sequence[Any], params: Mapping[str, Any]) -> list[Any]:
+    """The results of an equation that calls no other, of operands of other shapes, with other params."""
+    with eqn.ctx.manager:
+        made = eqn.primitive.bind(*operands, **params)
+    return list(made) if eqn.primitive.multiple_results else [made]
 
 
 # Products.

@@ -59,7 +59,7 @@ def _hand_on(whole: graph.Graph, eqn: graph.Equation, operands: list[Any], sprea
     """The results of an equation of which some operands are turned, themselves turned where it can hand that on.
 
     Args:
-        spread: which operands are broadcast from fewer numbers, so that it is all one how they are turned.
+        spread: which operands are broadcast, so that it is all one how they are turned.
     """
     contracted = graph.contracted_axes(eqn)
     if contracted is not None:
@@ -69,12 +69,13 @@ def _hand_on(whole: graph.Graph, eqn: graph.Equation, operands: list[Any], sprea
         made = graph.product(eqn, left, right, axes=axes)
         return [_turned(made, (*of_left, *(len(of_left) + axis for axis in of_right)))]
     order = _common_order(operands, spread)
-    params = _params_along(eqn, order) if all(jnp.ndim(_parts(a)[0]) in (0, len(order)) for a in operands) else None
+    are_alike = all(jnp.ndim(_parts(a)[0]) in (0, len(order)) for a in operands)
+    params = _params_along(eqn, order) if are_alike else None
     if params is None:
         return graph.evaluate(whole, eqn, list(map(_settled, operands)))
     left_out = eqn.params["axes"] if eqn.primitive.name in _REDUCTIONS else ()
-    made = graph.evaluate(whole, eqn.replace(params=params), [_in_order(a, order) for a in operands])
-    return [value if value is None else _turned(value, _without(order, left_out)) for value in made]
+    made = graph.bind(eqn, [_in_order(a, order) for a in operands], params)
+    return [_turned(value, _without(order, left_out)) for value in made]
 
 
 _REDUCTIONS = {f"reduce_{name}" for name in ("sum", "max", "min", "prod", "and", "or", "xor")} | {"argmax", "argmin"}
@@ -88,7 +89,8 @@ def _params_along(eqn: graph.Equation, order: Order) -> dict[str, Any] | None:
     if params.get("sharding") is not None or params.get("out_sharding") is not None:
         return None
     if graph.is_elementwise(eqn):
-        return params
+        is_alike = graph.shape_of(eqn.outvars[0]).ndim == len(order)  # but for bits read as numbers of another width
+        return params if is_alike else None
     if name in _REDUCTIONS:
         return params | {"axes": _along(order, params["axes"])}
     if name == "slice":
@@ -100,7 +102,7 @@ def _params_along(eqn: graph.Equation, order: Order) -> dict[str, Any] | None:
 
 
 def _spread(whole: graph.Graph) -> set[graph.Var]:
-    """What is broadcast from fewer numbers, and what is made of such elementwise."""
+    """What is broadcast, from fewer numbers or by axes of one, and what is made of such elementwise."""
     spread = set[graph.Var]()
     for eqn in whole.equations:
         arrays = [a for a in graph.variables(eqn.invars) if graph.shape_of(a).ndim]

@@ -62,10 +62,10 @@ class Pullback(NamedTuple):
 class Ends(NamedTuple):
     """Where credit comes from, and where it is wanted."""
 
-    credited: Sequence[bool]  # per state leaf after the step: whether it has credit from elsewhere than the next step
-    state: Sequence[bool]  # per state leaf before the step: whether δ itself is wanted
-    weights: Sequence[bool]  # per weight: whether its cotangent is wanted
-    drive: Sequence[bool]  # per leaf of the drive
+    credited: tuple[bool, ...]  # per state leaf after the step: whether it has credit from elsewhere than the next step
+    state: tuple[bool, ...]  # per state leaf before the step: whether δ itself is wanted
+    weights: tuple[bool, ...]  # per weight: whether its cotangent is wanted
+    drive: tuple[bool, ...]  # per leaf of the drive
 
 
 def split_pullback(
@@ -156,11 +156,11 @@ def _reached(forwards: graph.Graph, groups: Sequence[Sequence[graph.Var]], ends:
         known = credited, depends
         met = set(graph.backward_slice(forwards, those(credited, after), lambda _: False)[1])
         level = graph.dependence(forwards, [forwards.inputs, [*asked, *those(depends, before)]])
-        credited = [c or v in met for c, v in zip(credited, before, strict=True)]
-        depends = [d or graph.has_level(level, 1, v) for d, v in zip(depends, after, strict=True)]
+        credited = tuple(c or v in met for c, v in zip(credited, before, strict=True))
+        depends = tuple(d or graph.has_level(level, 1, v) for d, v in zip(depends, after, strict=True))
         if known == (credited, depends):
             break
-    return Ends(*map(tuple, (credited, depends, ends.weights, ends.drive)))
+    return ends._replace(credited=credited, state=depends)
 
 
 class _Joint(NamedTuple):

@@ -83,6 +83,21 @@ def test_what_cannot_be_handed_on_is_turned_first():
     assert transposes(late) > 0
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a: jnp.clip(a.T, -0.5, 0.5).T,
+        lambda a: jax.lax.select_n(a[0, 0] > 0, a.T, 2.0 * a.T),
+        lambda a: jax.lax.bitcast_convert_type(a.T, "uint8"),
+        lambda a: (a[:1, :1].T * a.T[:1, :1]).T,
+    ],
+    ids=["bounds", "predicate", "bits", "axes of one"],
+)
+def test_operands_and_results_of_other_ranks(function):
+    with jax.enable_checks(True):
+        of(function, COLUMNS)
+
+
 def test_of_what_is_made_once_transposes_stay_where_they_are():
     whole = graph.trace(lambda w, a: (jnp.tanh(a.T) @ w.T, w.T), MATRIX, COLUMNS)
     late = transpose_late(whole, lambda atom: atom is whole.inputs[0])
