@@ -123,9 +123,10 @@ def ask_alone(steps: int, rows: int, opaque: bool, save: Save | None) -> Asked:
 def is_better_whole(traffic: Traffic) -> bool:
     """Whether a step is better one loop body: where rows gain nothing, or it moves, or saves, less then.
 
-    (Measured on two CPU cores, of 35 kinds of step in `tests.benchmarks.kinds`: of the 14 of which this is so, 11 were
-    at 0.25 to 0.85 of the speed of `jax.grad` cut into parts, in windows of one and of two steps; experts, a sparse
-    recurrence and attention over a cache at 0.48 to 2.93, the better of the two above 1.)
+    (Measured on two CPU cores, of 35 kinds of step in `tests.benchmarks.kinds`, in windows of one and of two steps: of
+    the 14 of which this is so, 8 were at 0.25 to 0.84 of the speed of `jax.grad` cut into parts; experts, a sparse
+    recurrence and attention over a cache at 0.48 to 2.93, the better of the two above 1; the three with convolutions
+    were not cut.)
     """
     return traffic.opaque or traffic.whole < MOVED_BY_ROWS * traffic.cut or traffic.saved_whole < traffic.saved_cut
 
