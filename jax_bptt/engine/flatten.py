@@ -222,8 +222,8 @@ def flatten_call(
     varied = vary_data(call)
     one_params, one_state, one_x = shapes_of_one(varied)
     transpose_from = TRANSPOSE_FROM / concrete(math.prod(call.batch))
-    parts = earlier and earlier.parts
-    parts = parts or split_step(call.step, one_params, one_state, one_x, transpose_from=transpose_from)
+    read = call.step, one_params, one_state, one_x
+    parts = earlier.parts if earlier else split_step(*read, transpose_from=transpose_from)
     parts = parts.where_counts(call.reads)
     params = jax.tree.leaves(call.params)
     wrt_params = only(_by_leaf(wanted.params, params), differentiable(params))
@@ -255,7 +255,7 @@ def flatten_call(
         of_drive = [not asked.isdisjoint(of) for of in parts.drive_from]
         ends = Ends(*map(tuple, (credited, of_state, of_weights, of_drive)))
         arguments = parts.transition_with_effects, weights, shapes, drive, parts.costly, ends
-        known = earlier.pullback if earlier and earlier.pullback.ends else None
+        known = earlier and earlier.pullback
         pullback = split_pullback(*arguments, fixed=parts.fixed, transpose_from=transpose_from, earlier=known)
     else:
         pullback = only_forwards(parts, len(shapes))

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import FlatCall
-from jax_bptt.engine.leaves import Leaves, accumulator, add, full, varying, where, zeros
+from jax_bptt.engine.leaves import Leaves, accumulators, add, where, zeros
 from jax_bptt.engine.objective import Objective
 from jax_bptt.engine.schedule import Grid
 from jax_bptt.engine.window_gradient import Gradient
@@ -41,9 +41,8 @@ def sum_in_turn(
         start_bar = add(start_bar, where(is_first[0], got.start_bar))
         return (state, loss + got.loss, weights_bar, start_bar, reset_bar), got.xs_bar
 
-    nothing = [w if w is None else full(w.shape, accumulator(w.dtype), varying(w)) for w in weights]
     start_bar, reset_bar = zeros((), flat.recurrence.with_delta(flat.state)), zeros((), flat.wrt.reset_to)
-    carry = flat.state, objective.zero, nothing, start_bar, reset_bar
+    carry = flat.state, objective.zero, accumulators(weights), start_bar, reset_bar
     timed = flat.inputs, objective.targets, objective.mask, jnp.arange(grid.steps) == 0
     (end, loss, weights_bar, start_bar, reset_bar), xs_bar = scan_windows(
         window, carry, timed, Windows(grid.steps, grid.k1)

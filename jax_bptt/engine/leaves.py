@@ -101,6 +101,11 @@ def accumulator(dtype: Any) -> Any:
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
+def accumulators(leaves: Leaves) -> Leaves:
+    """Zeros in the shapes of leaves, in which cotangents of theirs are summed over time."""
+    return jax.tree.map(lambda a: full(a.shape, accumulator(a.dtype), varying(a)), leaves)
+
+
 def divide(a: Any, b: jax.Array) -> jax.Array:
     """a / b, 0 where b is 0: the mean of nothing."""
     nothing = b == 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jax_bptt.engine.leaves import Leaves, accumulator, full, varying
+from jax_bptt.engine.leaves import Leaves, accumulators
 from jax_bptt.engine.plan import narrow_first
 from jax_bptt.engine.step.graph import Equation, contracted_axes, interpret, product, shape_of, trace
 from jax_bptt.model import PyTree
@@ -62,7 +62,7 @@ def _sum_over_rows(eqn: Equation, left: jax.Array, right: jax.Array) -> jax.Arra
 
 def wide_zeros(weights: Leaves) -> Leaves:
     """Where gradients of the weights are summed up: zeros in at least single precision, wide."""
-    return to_wide(jax.tree.map(lambda w: full(w.shape, accumulator(w.dtype), varying(w)), weights))
+    return to_wide(accumulators(weights))
 
 
 def to_wide(weights: Leaves) -> Leaves:

@@ -40,7 +40,8 @@ def transpose_late(whole: graph.Graph, stays: Callable[[graph.Atom], bool]) -> g
 
     def replace(eqn: graph.Equation, operands: list[Any]) -> Sequence[Any] | None:
         if is_late(eqn):
-            made = [_turned(*_turn(operands[0], eqn.params["permutation"]))]
+            array, before = _parts(operands[0])
+            made = [_turned(array, _along(before, eqn.params["permutation"]))]
         elif any(isinstance(operand, Turned) for operand in operands):
             made = _hand_on(whole, eqn, operands, [isinstance(a, graph.Var) and a in spread for a in eqn.invars])
         else:
@@ -94,9 +95,8 @@ def _params_along(eqn: graph.Equation, order: Order) -> dict[str, Any] | None:
     if name in _REDUCTIONS:
         return params | {"axes": _along(order, params["axes"])}
     if name == "slice":
-        back = _along(sorted(range(len(order)), key=order.__getitem__), range(len(order)))
         along = ("start_indices", "limit_indices", "strides")
-        return params | {key: params[key] and _along(params[key], back) for key in along}
+        return params | {key: params[key] and _along(params[key], _inverse(order)) for key in along}
     axis = _ALONG.get(name)
     return params | {axis: order[params[axis]]} if axis else None
 
@@ -123,12 +123,6 @@ def _parts(value: Any) -> tuple[Any, Order]:
     return value if isinstance(value, Turned) else (value, tuple(range(jnp.ndim(value))))
 
 
-def _turn(value: Any, order: Iterable[int]) -> tuple[Any, Order]:
-    """Of what a value transposed is made: an array, and its order."""
-    array, before = _parts(value)
-    return array, _along(before, order)
-
-
 def _turned(array: Any, order: Order) -> Any:
     return array if order == tuple(range(len(order))) else Turned(array, order)
 
@@ -142,7 +136,12 @@ def _in_order(value: Any, order: Order) -> Any:
     array, of = _parts(value)
     if of in ((), order):
         return array
-    return jnp.transpose(_settled(value), sorted(range(len(order)), key=order.__getitem__))
+    return jnp.transpose(_settled(value), _inverse(order))
+
+
+def _inverse(order: Order) -> Order:
+    """The order that undoes it."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 def _along(items: Sequence[int], places: Iterable[int]) -> Order:

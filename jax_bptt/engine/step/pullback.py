@@ -52,7 +52,7 @@ class Pullback(NamedTuple):
     recomputation: Recomputation  # what it takes to compute the residuals again
     #: Ends as they come to: where credit gets to from there, and where it depends on what is wanted.
     reached: Callable[["Ends"], "Ends"]
-    ends: "Ends | None"  # those that it is of, as they come to
+    ends: "Ends | None"  # those that it is of, as they come to; None of a step that is only run
     #: Per leaf of δ before the step: the leaves of δ after it that it is elementwise in; None where it is not.
     elementwise: tuple[Collection[int] | None, ...]
     has_delta: tuple[bool, ...]  # per state leaf: whether credit passes it, from where it comes to where it is wanted
@@ -278,7 +278,7 @@ def only_forwards(parts: SplitStep, leaves: int) -> Pullback:
         derive=nothing,
         complete=nothing,
         recomputation=Recomputation(0, 0),
-        reached=nothing,
+        reached=lambda ends: ends,
         ends=None,
         elementwise=(None,) * leaves,
         has_delta=(False,) * leaves,
