@@ -13,6 +13,7 @@ window, whose rows are its steps of all examples, `[W, B]`. Arrays have time fir
 Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is the idea. The rooms:
 
     exact, truncated   the gradient functions: `bptt`, `state_gradients`; `truncated_bptt`
+    parallel           `data_parallel`: any of them over a batch divided among devices
     recurrence         `scan`, which takes the place of `lax.scan`; `unroll`, the same of a step of one example
     reference          the same gradients by `jax.grad`
     model              the vocabulary: step, loss, cell, gradient function, options
@@ -29,6 +30,7 @@ Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is
 from jax_bptt import batching, cells, diagnostics, losses, reference, training
 from jax_bptt.exact import bptt, state_gradients
 from jax_bptt.model import Cell
+from jax_bptt.parallel import data_parallel
 from jax_bptt.recurrence import scan, unroll
 from jax_bptt.truncated import truncated_bptt
 from jax_bptt.tuning import tune
@@ -38,6 +40,7 @@ __all__ = [
     "batching",
     "bptt",
     "cells",
+    "data_parallel",
     "diagnostics",
     "losses",
     "reference",

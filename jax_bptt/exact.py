@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax_bptt.checks.arguments import over_sequences
 from jax_bptt.checks.options import check_argnums, check_options
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call, unflatten_like
+from jax_bptt.engine.flatten import Call, unflatten_like, vary_data
 from jax_bptt.engine.passes import backpropagate, value_and_gradient
 from jax_bptt.model import GradientFunction, Loss, Model, OverSequences, PyTree, Reduction, Save, step_of
 
@@ -133,7 +133,10 @@ def state_gradients(
                 d if d is None else jnp.concatenate([jnp.zeros((burn_in - 1, *s.shape), d.dtype), s[None], d])
                 for s, d in zip(got.start_bar, after, strict=True)
             ]
-        states = jax.tree.map(lambda a: jax.ShapeDtypeStruct((call.steps, *a.shape), a.dtype), call.state)
+        states = jax.eval_shape(
+            lambda state: jax.tree.map(lambda a: jnp.broadcast_to(a, (call.steps, *a.shape)), state),
+            vary_data(call).state,  # δ varies along the axes of a mesh along which any data do: it is not to be summed
+        )
         return unflatten_like(states, after)
 
     return deltas

@@ -63,11 +63,13 @@ def objective_of(call: Call, reduction: Reduction, schedule: Schedule, *, derive
     data = axes_of(arrays_of(call)[0] | {"params": None})
     if reduction == "sum":
         scale = jnp.ones((), dtype)
-    elif mask is None and not data:
+    elif mask is None:
         number = (schedule.steps if counts is None else int(counts.sum())) * math.prod(call.batch)
-        scale = 1 / jnp.asarray(number).astype(dtype)  # as an array, since it may be symbolic
+        devices = jax.lax.psum(1, tuple(sorted(data))) if data else 1  # a constant, for which nothing is sent
+        scale = 1 / jnp.asarray(number * devices).astype(dtype)  # as an array, since it may be symbolic
     else:
-        weight = (jnp.ones((schedule.steps, *call.batch), dtype) if counted is None else counted).sum()
+        assert counted is not None
+        weight = counted.sum()
         if data:  # divided among devices: the mean is over the examples of all
             weight = jax.lax.psum(vary(weight, data), tuple(sorted(data)))
         scale = divide(jnp.ones((), dtype), weight)
