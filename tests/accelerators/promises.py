@@ -1,0 +1,67 @@
+"""What is promised of every program, and the floors that ours are held to beside scans written by hand."""
+
+import collections
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .program import Loop, Op, Program, elements, loop
+
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
+
+
+class Figures(NamedTuple):
+    """What there is to tell of a program."""
+
+    kernels: int
+    last: float  # launches on GPU, millions of cycles on TPU
+    memory: float  # temporary, in MiB
+
+
+FLOORS = {"gpu": Figures(0.85, 2.5, 0.55), "tpu": Figures(math.inf, 0.85, math.inf)}
+"""How much of the better of the scans the exact gradient may take, by default, of each."""
+
+
+def above_floors(target: str, ours: Figures, scans: Sequence[Figures]) -> list[str]:
+    """Where a program takes more than it may."""
+    best = Figures(*map(min, zip(*scans, strict=True)))
+    shares = zip(Figures._fields, ours, best, FLOORS[target], strict=True)
+    return [f"{name}: {a / b:.2f} of the better scan, at most {floor}" for name, a, b, floor in shares if a > floor * b]
+
+
+def broken(program: Program, whole: Loop, steps: int, batch: int) -> list[str]:
+    """What the library promises and this program does not do."""
+    kinds = collections.Counter(op.kind for ops in program.computations.values() for op in ops)
+    found = [f"{kinds[k]} × {k}" for k in ("conditional", "gather", "scatter", "sort") if kinds[k]]
+    for depth, inner in whole.nested():
+        if depth and not inner.known:
+            found.append("a loop whose trip count the compiler does not know")
+        for op in inner.kernels if depth and not inner.loops else []:
+            arrays = re.findall(rf"[a-z]\w*\[(?:{steps}|{steps + 1}),[\d,]*\]", op.shape)
+            if sum(elements(array) >= steps * batch for array in arrays) > _updates(program, op):
+                found.append(f"{op.kind} of {op.shape} in a time step")
+    return found
+
+
+def _updates(program: Program, op: Op) -> int:
+    """How many of the arrays that an op returns it writes a part of, in place."""
+    if op.kind == "copy-start":
+        return 1  # its second array is what it copies
+    if op.kind in ("slice-start", "dynamic-slice-start"):
+        return elements(op.shape)  # a part is all it makes; beside it stands what it is a part of
+    return (op.kind == "dynamic-update-slice") + sum(
+        _updates(program, inner) for name in op.calls("calls") for inner in program.computations[name]
+    )
+
+
+def moved(program: Program) -> list[str]:
+    """What a program moves between devices beside one sum after the last loop."""
+    found, sums = [], 0
+    for depth, inner in loop(program, program.entry).nested():
+        for op in inner.kernels:
+            if op.kind.startswith("all-reduce") and not depth:
+                sums += 1
+            elif op.kind.startswith(COLLECTIVES):
+                found.append(f"{op.kind} at depth {depth}")
+    return found + ([] if sums == 1 else [f"{sums} all-reduces"])
