@@ -24,6 +24,7 @@ def bptt(
     reduction: Reduction = "sum",
     window: int | None = None,
     save: Save | None = None,
+    unroll: int | None = None,
     burn_in: int = 0,
 ) -> GradientFunction:
     """The exact gradient of a recurrent model's loss, by backpropagation through time.
@@ -49,7 +50,9 @@ def bptt(
         save: what the forward pass keeps: "dots", of every step the little with which the backward pass need not
             compute a product of the transition again; "states", every state; or "boundaries", the first state of each
             window, from which the backward pass runs it again: O(√T) memory for one more forward pass. None is one of
-            the first two, as `jax_bptt.engine.plan.default_save` chooses.
+            the first two, as `jax_bptt.engine.plan.default_save` chooses, and "states" on a GPU.
+        unroll: time steps in one body of the compiled loops, as in `lax.scan`. None is 1, and on a GPU, where each body
+            is launched, up to `jax_bptt.engine.plan.BODY_ON_GPU`. Any number gives the same gradient.
         burn_in: the first steps only bring the state up to date: they have no loss, and no credit reaches them, nor
             through them the state.
 
@@ -80,7 +83,7 @@ def bptt(
     """
     chosen = check_argnums(argnums)
     step = step_of(model)
-    burn_in, asked = check_options(loss, reduction, burn_in, save, window=window)
+    burn_in, asked = check_options(loss, reduction, burn_in, save, window=window, unroll=unroll)
 
     @over_sequences(step, loss, argnums=chosen, burn_in=burn_in)
     def gradient(call: Call) -> tuple[tuple[jax.Array, PyTree], PyTree]:
@@ -97,6 +100,7 @@ def state_gradients(
     reduction: Reduction = "sum",
     window: int | None = None,
     save: Save | None = None,
+    unroll: int | None = None,
     burn_in: int = 0,
 ) -> OverSequences[PyTree]:
     """δ_t = ∂L/∂h_t for every t: how much the whole loss changes with the state after each step.
@@ -106,7 +110,7 @@ def state_gradients(
     ŷ_t counts as a function of h_t wherever the step computes it from the very values that it returns as the state.
 
     Args:
-        model, loss, reduction, window, save, burn_in: as for `bptt`.
+        model, loss, reduction, window, save, unroll, burn_in: as for `bptt`.
 
     Returns:
         `deltas(params, state, xs, targets, mask=None, reset=None, reset_state=None, length=None)`, of the arguments of
@@ -121,7 +125,7 @@ def state_gradients(
         P. J. Werbos, "Backpropagation through time: what it does and how to do it", 1990.
     """
     step = step_of(model)
-    burn_in, asked = check_options(loss, reduction, burn_in, save, window=window)
+    burn_in, asked = check_options(loss, reduction, burn_in, save, window=window, unroll=unroll)
 
     @over_sequences(step, loss, burn_in=burn_in)
     def deltas(call: Call) -> PyTree:

@@ -19,6 +19,7 @@ from jax_bptt.checks.options import check_computation, check_if_truncated
 from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import (
     Call,
+    FlatCall,
     Reading,
     Wanted,
     arrays_of,
@@ -31,10 +32,11 @@ from jax_bptt.engine.flatten import (
 from jax_bptt.engine.forward import Rows, read_rows, run_forward
 from jax_bptt.engine.leaves import Leaves, differentiable
 from jax_bptt.engine.objective import Objective
-from jax_bptt.engine.passes import plan_of, run_reverse, sums_lose_nothing
+from jax_bptt.engine.passes import OnPlatform, by_platform, plan_of, run_reverse, sums_lose_nothing
 from jax_bptt.engine.plan import WHOLE, Asked, Plan
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.engine.whole_steps import scan_whole
+from jax_bptt.engine.window_gradient import Gradient
 from jax_bptt.engine.windows import join, vmap_leading
 from jax_bptt.model import Model, PyTree, Save, step_of
 
@@ -76,7 +78,8 @@ def scan(
         xs: what it is run over, a pytree of `[T, …]`; None where there is nothing.
         length: T, where xs does not tell.
         reverse: whether to run from the last x to the first; ys are in the order of xs.
-        unroll: time steps in one body of the compiled loops; True for all steps of a window, which is less than all.
+        unroll: time steps in one body of the compiled loops; True for all steps of a window, which is less than all;
+            None is 1, and on a GPU more, as for `bptt`.
         k1, k2: steps from one window's end to the next, and steps that a window reaches back over; both or neither.
         save, window: as for `bptt`.
 
@@ -103,15 +106,10 @@ def scan(
     for name, tree in (("init", init), ("xs", xs)):
         check_automatic(name, tree)
     nothing = dict.fromkeys(("loss", "params", "targets", "mask", "reset", "reset_state", "loss_dtype"))
-    unrolled = unrolled if isinstance(unrolled, bool) else max(1, int(unrolled))
+    if unroll is not None:
+        asked["unroll"] = unrolled if isinstance(unrolled, bool) else max(1, int(unrolled))
     call = Call(
-        step=lambda _, carry, x: f(carry, x),
-        state=init,
-        xs=_in_order(xs, reverse),
-        steps=steps,
-        batch=(),
-        unroll=unrolled,
-        **nothing,
+        step=lambda _, carry, x: f(carry, x), state=init, xs=_in_order(xs, reverse), steps=steps, batch=(), **nothing
     )
     call = vary_data(call)
     step, constants = close_step(call)
@@ -137,6 +135,7 @@ def unroll(
     reset_state: PyTree = None,
     window: int | None = None,
     save: Save | None = None,
+    unroll: int | None = None,
     parallel: int | None = None,
 ) -> tuple[PyTree, PyTree]:
     """Run a model over a batch of sequences; its derivative is BPTT, exact or truncated, by the library's reverse scan.
@@ -158,7 +157,7 @@ def unroll(
         k1, k2: steps from one window's end to the next, and steps that a window reaches back over; both or neither.
         reset, reset_state: as in the call of what `bptt` returns, but that the gradient reaches `reset_state`.
         window: steps in one window of exact BPTT, as for `bptt`.
-        save: as for `bptt`.
+        save, unroll: as for `bptt`.
         parallel: windows side by side in the backward pass; more take more memory, and are faster up to a point.
 
     Returns:
@@ -171,7 +170,7 @@ def unroll(
         As `bptt` and `truncated_bptt`.
     """
     truncation = check_if_truncated(k1, k2)
-    asked = check_computation(save, window=window, parallel=parallel)
+    asked = check_computation(save, window=window, parallel=parallel, unroll=unroll)
     arguments = Arguments(params, state, xs, reset=reset, reset_state=reset_state, length=length)
     call = check_call(step_of(model), None, arguments)
     call = vary_data(call)
@@ -184,7 +183,7 @@ def unroll(
     )
     read, plan = _whole_or_cut(call, truncation, asked)
     is_whole = plan is not None and plan.whole
-    last, outputs = scan_whole(call) if is_whole else _run(call, truncation, read, plan, asked)
+    last, outputs = scan_whole(call._replace(unroll=unroll)) if is_whole else _run(call, truncation, read, plan, asked)
     return last, _in_order(outputs, reverse)
 
 
@@ -203,7 +202,8 @@ def _whole_or_cut(call: Call, truncation: tuple | None, asked: Asked) -> tuple[R
     What is opaque is left whole before its derivative is traced: it may have none, and only be run.
     """
     scheduled, read = _schedule(call, truncation), flatten_call(call, derive=False).recurrence.reading
-    if any(asked.values()) or scheduled.grid is not None or not isinstance(call.steps, int):
+    is_asked = any(value for name, value in asked.items() if name != "unroll")
+    if is_asked or scheduled.grid is not None or not isinstance(call.steps, int):
         return read, None
     if not sums_lose_nothing(differentiable(jax.tree.leaves(call.params))):
         return read, None
@@ -212,7 +212,7 @@ def _whole_or_cut(call: Call, truncation: tuple | None, asked: Asked) -> tuple[R
     try:
         everything = Wanted(params=True, state=True), jax.tree.leaves(call.state)
         flat = flatten_call(call, *everything, earlier=read)
-        return flat.recurrence.reading, plan_of(flat, scheduled)
+        return flat.recurrence.reading, plan_of(flat, scheduled, unroll=asked.get("unroll"))
     except Exception:  # whatever has no derivative with respect to all that it closes over, as a `custom_vjp` need not
         return read, None
 
@@ -237,8 +237,12 @@ def _run(
             return read_rows(flat.recurrence, rows)
 
         save = plan.save if derive else "boundaries"
-        run = run_forward(flat.recurrence, flat.state, flat.inputs, plan.windows, save, emit=emit)
-        end, checkpoints, outputs = run
+
+        def run(on_platform: OnPlatform) -> Any:
+            recurrence = _unrolled(flat, scheduled, plan, on_platform, asked).recurrence
+            return run_forward(recurrence, flat.state, flat.inputs, plan.windows, save, emit=emit)
+
+        end, checkpoints, outputs = by_platform(run, alike=asked.get("unroll") is not None)
         return (unflatten_state(call, end), join(outputs)), checkpoints
 
     def forwards_to_derive(given: dict[str, PyTree]) -> Any:
@@ -261,7 +265,12 @@ def _run(
         state_bar += [None] * len(flat.recurrence.parts.once)
         objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), reads)
         plan = chosen or plan_of(flat, scheduled, at_once=False, **asked)
-        got = run_reverse(flat, checkpoints, objective, state_bar, scheduled, plan)
+
+        def run(on_platform: OnPlatform) -> Gradient:
+            here = _unrolled(flat, scheduled, plan, on_platform, asked)
+            return run_reverse(here, checkpoints, objective, state_bar, scheduled, plan)
+
+        got = by_platform(run, alike=asked.get("unroll") is not None)
         # As many cotangents whatever is asked for: in JAX 0.7 one pullback may not return now more, now fewer.
         bars = {"state": got.start_bar, "xs": got.xs_bar, "reset": [None], "reset_state": got.reset_bar}
         of_data = {name: unflatten_like(given[name], bar) for name, bar in bars.items()}
@@ -269,6 +278,12 @@ def _run(
 
     run.defvjp(forwards_to_derive, backwards, symbolic_zeros=True)
     return run(given)
+
+
+def _unrolled(flat: FlatCall, scheduled: Schedule, plan: Plan, on_platform: OnPlatform, asked: Asked) -> FlatCall:
+    """As the plan of the platform has it; windows and what is saved are the same everywhere: both passes agree."""
+    fixed: Asked = {"save": plan.save, "window": plan.windows.size, "unroll": asked.get("unroll")}
+    return flat.unrolled(on_platform(plan, flat, scheduled, **fixed).unroll)
 
 
 def _pull_given(

@@ -31,6 +31,7 @@ def truncated_bptt(
     argnums: int | Sequence[int] = 0,
     reduction: Reduction = "sum",
     save: Save | None = None,
+    unroll: int | None = None,
     burn_in: int = 0,
     context: int = 0,
     parallel: int | None = None,
@@ -52,9 +53,10 @@ def truncated_bptt(
     linearisation and immediate partials are done once per step. The backward pass is k2 steps deep, not T.
 
     Args:
-        model, loss, argnums, reduction, save, burn_in: as for `bptt`. With `reduction="mean"`, a loss that counts twice
-            weighs twice. With `save="boundaries"`, the state before every k1-th step is saved; of windows that are run
-            one after the other, only one is there at a time, and of each of its steps what `bptt` saves by default.
+        model, loss, argnums, reduction, save, unroll, burn_in: as for `bptt`. With `reduction="mean"`, a loss that
+            counts twice weighs twice. With `save="boundaries"`, the state before every k1-th step is saved; of windows
+            that are run one after the other, only one is there at a time, and of each of its steps what `bptt` saves by
+            default.
             Windows are counted from the end of the burn-in. Where all begin at the outset, they are computed as by
             `bptt`.
         k1: steps from one window's end to the next.
@@ -84,7 +86,7 @@ def truncated_bptt(
     """
     chosen = check_argnums(argnums)
     step = step_of(model)
-    burn_in, asked = check_options(loss, reduction, burn_in, save, parallel=parallel)
+    burn_in, asked = check_options(loss, reduction, burn_in, save, parallel=parallel, unroll=unroll)
     k1, k2, context = check_truncation(k1, k2, losses, context)
     several = {"losses": losses, "argnums": argnums, "reduction": reduction, "burn_in": burn_in, "context": context}
     by_windows = functools.partial(reference.sum_of_windows, k1=k1, k2=k2, **several)

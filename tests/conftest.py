@@ -28,3 +28,13 @@ settings.load_profile(PROFILE)
 def elsewhere(monkeypatch):
     """Compile what would be compiled for other platforms than CPU."""
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **platforms: default(*args))
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch):
+    """Compute here what would be computed on a GPU."""
+
+    def choose(*args, default, cuda=None, **platforms):
+        return (cuda or default)(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)

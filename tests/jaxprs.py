@@ -8,7 +8,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 def inner(eqn: JaxprEqn) -> Iterator[Jaxpr]:
-    """The jaxprs among an equation's parameters."""
+    """The jaxprs among an equation's parameters; of what depends on the platform, that of a CPU."""
+    if platforms := eqn.params.get("branches_platforms"):
+        on_cpu = next(i for i, names in enumerate(platforms) if names is None or "cpu" in names)
+        yield eqn.params["branches"][on_cpu].jaxpr
+        return
     for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: isinstance(v, Jaxpr | ClosedJaxpr)):
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr

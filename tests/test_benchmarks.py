@@ -54,6 +54,12 @@ def test_scans_beside_each_other():
     assert [row.split()[0] for row in done.stdout.splitlines()[1:]] == ["elman", "gru", "lstm"]
 
 
+def test_two_devices():
+    done = benchmark("--quick", "--repeats", "1", module="tests.benchmarks.devices")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[2].startswith("| gru | 12, 4, 3, 5, 2 |")
+
+
 @pytest.mark.parametrize("options", [[], ["--scan"]])
 def test_the_zoo(options):
     done = benchmark("--quick", "--only", "spikes", *options, module="tests.benchmarks.zoo")

@@ -45,13 +45,13 @@ def check_options(loss: Any, reduction: Any, burn_in: Any, save: Any = None, **c
     return check_count("burn_in", burn_in, at_least=0), check_computation(save, **counts)
 
 
-def check_computation(save: Any, *, window: Any = None, parallel: Any = None) -> Asked:
+def check_computation(save: Any, *, window: Any = None, parallel: Any = None, unroll: Any = None) -> Asked:
     """What is left to the plan where it is None, as the plan is asked for it."""
     if save is not None:
         check_choice("save", save, Save)
-    counts = {"window": window, "parallel": parallel}
-    window, lanes = (count if count is None else check_count(name, count) for name, count in counts.items())
-    return {"save": save, "window": window, "lanes": lanes}
+    counts = {"window": window, "parallel": parallel, "unroll": unroll}
+    window, lanes, unroll = (count if count is None else check_count(name, count) for name, count in counts.items())
+    return {"save": save, "window": window, "lanes": lanes, "unroll": unroll}
 
 
 def check_truncation(k1: Any, k2: Any, losses: Any, context: Any = 0) -> tuple[int, int, int]:

@@ -52,7 +52,7 @@ class Call(NamedTuple):
     batch: tuple[int, ...]  # (B,); () of a step that is written for all examples, whose arrays have no such axis
     loss_dtype: Any  # none where there is no loss
     reads: tuple[bool, ...] | None = None  # per leaf of the outputs: whether the loss depends on it; None: on all
-    unroll: int | bool = 1  # time steps in one body of the compiled loops
+    unroll: int | bool | None = None  # time steps in one body of the compiled loops; None leaves it to the plan
 
 
 ARRAYS = ("params", "state", "xs", "targets", "mask", "reset", "reset_state")
@@ -184,6 +184,10 @@ class FlatCall(NamedTuple):
     inputs: Inputs
     pull_weights: Callable[[Leaves], PyTree]  # from cotangents of the weights to the gradient of the params
 
+    def unrolled(self, unroll: int | bool) -> "FlatCall":
+        """The same with so many time steps in one body of the loops."""
+        return self._replace(recurrence=self.recurrence._replace(unroll=unroll))
+
     def after(self, burn_in: int, state: Leaves) -> "FlatCall":
         """What is left after a burn-in to that state, which is a constant."""
         constant = [s if is_key(s) else jax.lax.stop_gradient(s) for s in state]
@@ -259,7 +263,7 @@ def flatten_call(
         pullback = split_pullback(*arguments, fixed=parts.fixed, transpose_from=transpose_from, earlier=known)
     else:
         pullback = only_forwards(parts, len(shapes))
-    recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, unroll=call.unroll)
+    recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, unroll=call.unroll or 1)
     return FlatCall(
         recurrence, Wrt(trained, wrt_xs, wrt_reset_to), wrt_params, state, Inputs(xs, varied.reset), pull_weights
     )

@@ -5,7 +5,8 @@ the state before each window's first step, and of every step the state after it 
 the state alone (`save="states"`), or nothing (`save="boundaries"`): then the reverse pass runs the window again.
 
 What is saved of a step is written in its place among that of all steps, in buffers of `[T, B, …]` that the loops over
-windows and over steps carry: stacked by each of the two loops, it would be written three times.
+windows and over steps carry: stacked by each of the two loops, it would be written three times. Where several steps are
+one body of the loop, they are written at once.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import Inputs, Recurrence
-from jax_bptt.engine.leaves import Leaves, full, vary, varying
+from jax_bptt.engine.leaves import Leaves, full, only, vary, varying
 from jax_bptt.engine.windows import PerWindow, Windows, scan_steps, scan_windows
 from jax_bptt.model import PyTree, Save
 
@@ -97,15 +98,28 @@ def run_window(
     drive = project_rows(recurrence, inputs)
     advance = recurrence.over_batch(pullback.advance_with_effects if effects else pullback.advance, (None, 0, 0))
 
-    def step(carry: tuple[Leaves, Trajectory, jax.Array], of_step: Any) -> tuple[Any, None]:
-        (state, buffers, offset), (drive_t, reset_t) = carry, of_step
+    def step(state: Leaves, of_step: Any) -> tuple[Leaves, Trajectory]:
+        drive_t, reset_t = of_step
         new = Trajectory(*advance(recurrence.weights, recurrence.put_back(reset_t, state), drive_t))
-        new = new._replace(states=[vary(s, varying(like)) for s, like in zip(new.states, state, strict=True)])
-        written = Trajectory(*(_write(arrays, values, offset) for arrays, values in zip(buffers, new, strict=True)))
-        return (new.states, written, offset + 1), None
+        states = [vary(s, varying(like)) for s, like in zip(new.states, state, strict=True)]
+        return states, Trajectory(*(only(kept, of) for kept, of in zip(buffers, (states, new.residuals), strict=True)))
 
-    carry = (start, buffers, jnp.asarray(offset))
-    (end, buffers, _), _ = scan_steps(step, carry, (drive, inputs.reset), size, unroll=recurrence.unroll)
+    def written(carry: Any, of_step: Any) -> tuple[Any, None]:
+        state, buffers, offset = carry
+        state, new = step(state, of_step)
+        return (state, _write(buffers, jax.tree.map(lambda a: a[None], new), offset), offset + 1), None
+
+    def written_at_once(carry: Any, of_block: Any, _: None, steps: int) -> tuple[Any, None]:
+        state, buffers, offset = carry
+        state, new = jax.lax.scan(step, state, of_block, length=steps, unroll=steps)
+        return (state, _write(buffers, new, offset), offset + steps), None
+
+    carry, timed, unroll = (start, buffers, jnp.asarray(offset)), (drive, inputs.reset), recurrence.unroll
+    if unroll == 1 or not isinstance(size, int):
+        (end, buffers, _), _ = scan_steps(written, carry, timed, size)
+    else:
+        block = size if unroll is True else min(unroll, size)
+        (end, buffers, _), _ = scan_windows(written_at_once, carry, timed, Windows(size, block))
     return end, buffers
 
 
@@ -189,7 +203,6 @@ def _before(recurrence: Recurrence, start: Leaves, after: Leaves, reset: jax.Arr
     return recurrence.put_back(reset, [None if a is None else jnp.concatenate([s[None], a[:-1]]) for s, a in pairs])
 
 
-def _write(arrays: Leaves, values: Leaves, offset: Any) -> Leaves:
-    """`arrays` with the values of one step in their place; None stays None."""
-    pairs = zip(arrays, values, strict=True)
-    return [None if a is None else jax.lax.dynamic_update_index_in_dim(a, v, offset, 0) for a, v in pairs]
+def _write(buffers: Trajectory, steps: Trajectory, offset: Any) -> Trajectory:
+    """The buffers with what is kept of some steps, `[n, B, …]`, in its place."""
+    return jax.tree.map(lambda a, new: jax.lax.dynamic_update_slice_in_dim(a, new, offset, 0), buffers, steps)

@@ -9,7 +9,7 @@ another schedule and another pick of its results; `unroll` runs the two passes a
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -30,7 +30,7 @@ from jax_bptt.engine.in_turn import sum_in_turn
 from jax_bptt.engine.leaves import Leaves, accumulator, add, combine, concrete, only, shape_like, zeros
 from jax_bptt.engine.objective import Objective, objective_of
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
-from jax_bptt.engine.plan import Asked, Plan, ask_alone, choose_plan, choose_windows, default_save
+from jax_bptt.engine.plan import Asked, Plan, ask_alone, choose_plan, choose_windows, default_save, on_gpu
 from jax_bptt.engine.reverse_truncated import sum_of_windows
 from jax_bptt.engine.schedule import Schedule, exact
 from jax_bptt.engine.step.traffic import Traffic, weigh
@@ -74,37 +74,75 @@ def backpropagate(
         asked: what the user asked of the plan.
     """
     flat, state = run_burn_in(flatten_call(call, wanted), schedule)
-    recurrence, ahead = flat.recurrence, schedule.returned - schedule.burn_in
+    ahead = schedule.returned - schedule.burn_in
     may_be_whole = call.mask is None and schedule.counts is None and ahead == schedule.steps and not deltas
     plan = plan_of(flat, schedule, call.reads, may_be_whole, **asked)
     objective = objective_of(call, reduction, schedule, derive=not plan.whole)
     if plan.whole:
-        of_whole = functools.partial(gradient_of_whole, vary_data(call))
+        of_whole = functools.partial(gradient_of_whole, vary_data(call)._replace(unroll=asked.get("unroll")))
         if schedule.grid is None:
             end, got = of_whole(flat, objective)
         else:
             end, got = sum_in_turn(flat, objective, schedule.grid, of_whole, flat.wrt_params)
         return flat._replace(pull_weights=lambda bars: unflatten_like(call.params, bars)), end, got
     returned = state is not None or ahead == schedule.steps
-    if schedule.grid is not None and schedule.grid.alone and plan.lanes == 1 and returned:
-        alone = functools.partial(gradient_alone, save=asked.get("save"))
-        end, got = sum_in_turn(flat, objective, schedule.grid, alone, flat.wrt.weights)
-        return flat, end if state is None else state, got
-    end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
-    if state is None:
-        state = end
-        if ahead < schedule.steps:
-            state = state_after(recurrence, checkpoints, flat.inputs, plan.windows, ahead)
-    got = run_reverse(flat, checkpoints, objective, [None] * len(end), schedule, plan, deltas=deltas)
-    return flat, state, got
+    grid = schedule.grid if schedule.grid is not None and schedule.grid.alone else None
+    in_turn = grid if plan.lanes == 1 and returned else None
+
+    def run(flat: FlatCall, on_platform: OnPlatform) -> tuple[Leaves, Gradient]:
+        if in_turn is not None:
+            alone = functools.partial(gradient_alone, on_platform=on_platform, **asked)
+            end, got = sum_in_turn(flat, objective, in_turn, alone, flat.wrt.weights)
+            return end if state is None else state, got
+        here = on_platform(plan, flat, schedule, **asked)
+        flat = flat.unrolled(here.unroll)
+        end, checkpoints, _ = run_forward(flat.recurrence, flat.state, flat.inputs, here.windows, here.save)
+        got = run_reverse(flat, checkpoints, objective, [None] * len(end), schedule, here, deltas=deltas)
+        if state is None and ahead < schedule.steps:
+            end = state_after(flat.recurrence, checkpoints, flat.inputs, here.windows, ahead)
+        return end if state is None else state, got
+
+    alike = in_turn is None and plan_on_gpu(plan, flat, schedule, **asked) == plan
+    return flat, *by_platform(functools.partial(run, flat), alike)
 
 
-def gradient_alone(flat: FlatCall, objective: Objective, save: Save | None = None) -> tuple[Leaves, Gradient]:
+OnPlatform = Callable[..., Plan]
+"""`on_platform(plan, flat, schedule, **asked)`: the plan as it is on a platform."""
+
+
+def by_platform(run: Callable[[OnPlatform], PyTree], alike: bool = False) -> PyTree:
+    """What `run` makes, by the plans of the platform that it is lowered for.
+
+    Args:
+        alike: whether they are the same everywhere, so that it need be traced but once.
+    """
+    if alike:
+        return run(plan_elsewhere)
+    gpu = functools.partial(run, plan_on_gpu)
+    return jax.lax.platform_dependent(cuda=gpu, rocm=gpu, default=functools.partial(run, plan_elsewhere))
+
+
+def plan_elsewhere(plan: Plan, flat: FlatCall, schedule: Schedule, **asked: Unpack[Asked]) -> Plan:
+    """The plan as it is where there is no GPU."""
+    return plan
+
+
+def plan_on_gpu(plan: Plan, flat: FlatCall, schedule: Schedule, **asked: Unpack[Asked]) -> Plan:
+    """The plan as it is on a GPU."""
+    recurrence = flat.recurrence
+    return on_gpu(plan, recurrence.rows, recurrence.parts.equations, schedule.grid is None, **asked)
+
+
+def gradient_alone(
+    flat: FlatCall, objective: Objective, on_platform: OnPlatform, **asked: Unpack[Asked]
+) -> tuple[Leaves, Gradient]:
     """The state after the steps of a window that is run alone, and their exact gradient."""
     scheduled, recurrence = exact(flat.inputs.steps), flat.recurrence
-    asked = ask_alone(scheduled.steps, recurrence.rows, recurrence.parts.opaque, save)
-    plan = plan_of(flat, scheduled, may_be_whole=False, weighed=False, **asked)
-    end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
+    alone = ask_alone(scheduled.steps, recurrence.rows, recurrence.parts.opaque, asked.get("save"))
+    plan = plan_of(flat, scheduled, may_be_whole=False, weighed=False, **alone)
+    plan = on_platform(plan, flat, scheduled, save=asked.get("save"), unroll=asked.get("unroll"))
+    flat = flat.unrolled(plan.unroll)
+    end, checkpoints, _ = run_forward(flat.recurrence, flat.state, flat.inputs, plan.windows, plan.save)
     return end, run_reverse(flat, checkpoints, objective, [None] * len(end), scheduled, plan)
 
 
@@ -129,7 +167,7 @@ def plan_of(
     recurrence, parts, pullback = flat.recurrence, flat.recurrence.parts, flat.recurrence.pullback
     may_be_whole &= sums_lose_nothing(flat.wrt_params) and isinstance(schedule.steps, int)
     meet = schedule.grid is None or schedule.grid.alone
-    is_weighed = weighed and at_once and meet and not any(asked.values())
+    is_weighed = weighed and at_once and meet and not any(value for name, value in asked.items() if name != "unroll")
     save = default_save(pullback.recomputation, schedule.steps if schedule.grid is None else None, recurrence.rows)
     traffic = traffic_of(flat, save, reads) if is_weighed else None
     of_step = pullback.recomputation, bool(parts.once), parts.opaque

@@ -36,7 +36,7 @@ def scan_whole(
         return jax.tree.map(lambda new, old: vary(new, varying(old)), after, state), emit(outputs, targets)
 
     timed = call.xs, call.targets, call.reset
-    return jax.lax.scan(step, call.state, timed, length=call.steps, unroll=call.unroll)
+    return jax.lax.scan(step, call.state, timed, length=call.steps, unroll=call.unroll or 1)
 
 
 def gradient_of_whole(call: Call, flat: FlatCall, objective: Objective) -> tuple[Leaves, Gradient]:

@@ -1,6 +1,5 @@
 """What is compiled: gradient functions of three cells, and what they are compared with."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import jax_bptt as jb
+from tests.benchmarks import peers
 
 SHAPES = [(512, 32, 64, 256, 64), (1024, 1, 32, 512, 32), (512, 128, 64, 64, 64)]  # T, B, I, H, O
 CELLS = ("elman", "gru", "lstm")
@@ -24,8 +24,8 @@ def contenders(cell: str, shape: Sequence[int]) -> dict[str, Callable]:
     _, _, inputs, hidden, outputs = shape
     model, loss = getattr(jb.cells, cell)(inputs, hidden, outputs), jb.losses.squared_error
     return {
-        "scan": scan(cell),
-        "scan, unroll=8": scan(cell, unroll=8),
+        "scan": peers.jax_grad(peers.rows(cell)),
+        "scan, unroll=8": peers.jax_grad(peers.rows(cell), unroll=8),
         "reference": jb.reference.bptt(model, loss),
         "exact": jb.bptt(model, loss),
         "states": jb.bptt(model, loss, save="states"),
@@ -34,37 +34,6 @@ def contenders(cell: str, shape: Sequence[int]) -> dict[str, Callable]:
         "k1=k2=32": jb.truncated_bptt(model, loss, 32, 32),
         "k1=8, k2=32": jb.truncated_bptt(model, loss, 8, 32),
     }
-
-
-def scan(cell: str, unroll: int = 1) -> Callable:
-    """`jax.grad` of a `lax.scan` over a batched step, as one writes it by hand."""
-
-    def elman(params, h, x):
-        return jnp.tanh(h @ params["A"].T + x @ params["B"].T)
-
-    def gru(params, h, x):
-        from_x, from_h = x @ params["W_ih"].T + params["b_ih"], h @ params["W_hh"].T + params["b_hh"]
-        (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(from_x, 3, -1), jnp.split(from_h, 3, -1)
-        r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
-        return (1 - z) * jnp.tanh(x_n + r * h_n) + z * h
-
-    def lstm(params, state, x):
-        gates = x @ params["W_ih"].T + state[0] @ params["W_hh"].T + (params["b_ih"] + params["b_hh"])
-        i, f, g, o = jnp.split(gates, 4, -1)
-        c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
-        return jax.nn.sigmoid(o) * jnp.tanh(c), c
-
-    transition = {"elman": elman, "gru": gru, "lstm": lstm}[cell]
-
-    def step(params, state, x):
-        state = transition(params, state, x)
-        return state, jax.tree.leaves(state)[0] @ params["C"].T
-
-    def objective(params, state, xs, targets):
-        state, outputs = jax.lax.scan(functools.partial(step, params), state, xs, unroll=unroll)
-        return 0.5 * ((outputs - targets) ** 2).sum(), state
-
-    return jax.value_and_grad(objective, has_aux=True)
 
 
 def unrolled(model: Any) -> Callable:

@@ -1,0 +1,106 @@
+"""What is chosen by platform, and several time steps in one body of the loops: the same gradient in another program."""
+
+import jax
+import numpy as np
+import pytest
+from jaxprs import equations
+from problems import PROBLEMS, arguments, difference
+
+import jax_bptt as jb
+from jax_bptt.engine.plan import BODY_ON_GPU, Plan, on_gpu
+from jax_bptt.engine.windows import Windows
+
+T, B = 45, 3
+GRADIENTS = {
+    "exact": lambda *of, **more: jb.bptt(*of, **more),
+    "windows": lambda *of, **more: jb.bptt(*of, window=19, **more),
+    "boundaries": lambda *of, **more: jb.bptt(*of, save="boundaries", **more),
+    "residuals": lambda *of, **more: jb.bptt(*of, save="dots", argnums=(0, 1, 2), **more),
+    "burn-in": lambda *of, **more: jb.bptt(*of, burn_in=9, **more),
+    "in turn": lambda *of, **more: jb.truncated_bptt(*of, 16, 16, parallel=1, **more),
+    "overlapping": lambda *of, **more: jb.truncated_bptt(*of, 9, 21, **more),
+    "state gradients": lambda *of, **more: jb.state_gradients(*of, **more),
+}
+
+
+def by_grad(run, problem):
+    """Loss and gradient through `unroll` or `scan`."""
+
+    def loss(params, state, xs, targets):
+        h, outputs = run(params, state, xs)
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves((h, outputs)))
+
+    return jax.value_and_grad(loss, (0, 1, 2))
+
+
+@pytest.mark.parametrize("unroll", [None, 4])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients(as_on_gpu, name, unroll):
+    """By the plan of a GPU, and with any number of steps in a body, that of one step in a body."""
+    problem = PROBLEMS["gru"]
+    of, args = (problem.model, problem.loss), arguments(problem, 0, T, B)
+    reset = np.random.default_rng(0).uniform(size=(T, B)) < 0.1
+    got, want = (jax.jit(GRADIENTS[name](*of, unroll=u))(*args, reset=reset) for u in (unroll, 1))
+    assert difference(got, want) <= 1e-12
+    if name == "exact":
+        assert difference(got, jb.reference.bptt(*of)(*args, reset=reset)) <= 1e-10
+
+
+@pytest.mark.parametrize("truncation", [{}, {"k1": 9, "k2": 21}])
+@pytest.mark.parametrize("unroll", [None, 3])
+def test_scan_and_unroll(as_on_gpu, unroll, truncation):
+    problem = PROBLEMS["lstm"]
+    args = arguments(problem, 1, T, B)
+    step = jax.vmap(problem.model.step, (None, 0, 0))
+
+    def scanned(params, state, xs):
+        return jb.scan(lambda h, x: step(params, h, x), state, xs, unroll=unroll, **truncation)
+
+    def unrolled(unroll):
+        return lambda *of: jb.unroll(problem.model, *of, unroll=unroll, **truncation)
+
+    want = by_grad(unrolled(1), problem)(*args)
+    for run in (scanned, unrolled(unroll)):
+        assert difference(by_grad(run, problem)(*args), want) <= 1e-12
+
+
+def test_what_steps_of_a_body_save_is_written_at_once(as_on_gpu):
+    """One update of each saved array in a body of eight steps, not eight."""
+    problem = PROBLEMS["lstm"]
+    jaxpr = jax.make_jaxpr(jb.bptt(problem.model, problem.loss, window=24))(*arguments(problem, 0, 48, B)).jaxpr
+    bodies = [
+        e.params["jaxpr"].jaxpr for e in equations(jaxpr) if e.primitive.name == "scan" and e.params["length"] == 3
+    ]
+    writes = [sum(e.primitive.name == "dynamic_update_slice" for e in body.eqns) for body in bodies]
+    blocks = [e.params for body in bodies for e in body.eqns if e.primitive.name == "scan"]
+    assert writes == [2]  # h and c
+    assert [(p["length"], p["unroll"]) for p in blocks] == [(BODY_ON_GPU, BODY_ON_GPU)]
+
+
+def test_one_traced_function_is_right_for_each_platform():
+    problem = PROBLEMS["gru"]
+    traced = jax.jit(jb.bptt(problem.model, problem.loss, window=24)).trace(*arguments(problem, 0, 48, B))
+    bodies = {
+        name: traced.lower(lowering_platforms=(name,)).as_text().count("stablehlo.tanh") for name in ("cpu", "cuda")
+    }
+    assert bodies["cuda"] >= BODY_ON_GPU > bodies["cpu"]
+
+
+def test_the_plan_of_a_gpu():
+    plan = Plan(Windows(512, 32), "dots", lanes=1)
+    assert on_gpu(plan, 32, 30, is_exact=True) == Plan(Windows(512, 64), "states", lanes=1, unroll=8)
+    assert on_gpu(plan, 128, 100, is_exact=True) == Plan(Windows(512, 32), "states", lanes=1, unroll=4)
+    assert on_gpu(plan, 32, 1000, is_exact=False).unroll == 1
+    asked = {"save": "dots", "window": 32, "unroll": 2}
+    assert on_gpu(plan, 32, 30, is_exact=True, **asked) == plan._replace(unroll=2)
+
+
+@pytest.mark.parametrize(
+    "make", [jb.bptt, jb.state_gradients, lambda *of, **more: jb.truncated_bptt(*of, 2, 2, **more)]
+)
+def test_steps_of_a_body_are_a_number(make):
+    problem = PROBLEMS["elman"]
+    with pytest.raises(ValueError, match=r"^unroll: found 0, expected at least 1"):
+        make(problem.model, problem.loss, unroll=0)
+    with pytest.raises(TypeError, match=r"^unroll: found 'all' of type str, expected a positive integer"):
+        make(problem.model, problem.loss, unroll="all")
