@@ -46,7 +46,8 @@ def bptt(
         reduction: "sum", Σ mask·ℓ over all steps and examples; or "mean", that over the sum of the weights (0, with
             gradients of 0, where the weights sum to 0).
         window: steps in one window, the stretch of time whose steps are done at once; chosen by
-            `jax_bptt.engine.plan.default_window` where None. Any size gives the same gradient.
+            `jax_bptt.engine.plan.default_window` where None, on a GPU by `on_gpu` beside it. Any size gives the same
+            gradient.
         save: what the forward pass keeps: "dots", of every step the little with which the backward pass need not
             compute a product of the transition again; "states", every state; or "boundaries", the first state of each
             window, from which the backward pass runs it again: O(√T) memory for one more forward pass. None is one of

@@ -111,32 +111,23 @@ def _divide(of_part: Callable[[dict[str, PyTree]], Any], given: dict[str, PyTree
         next((i for i, sizes in enumerate(zip(a.shape, b.shape, strict=True)) if sizes[0] != sizes[1]), None)
         for a, b in zip(whole, jax.tree.leaves(shapes), strict=True)
     ]
-    real = [leaf.dtype != jax.dtypes.float0 for leaf in whole]
+    # What has no derivative is of float0, which no device computes.
+    real = [i for i, leaf in enumerate(whole) if leaf.dtype != jax.dtypes.float0]
 
     def on_a_device(leaves: list[jax.Array]) -> list[jax.Array]:
         leaves = [vary(leaf, frozenset({axis})) for leaf in leaves]
         results = jax.tree.leaves(of_part(jax.tree.unflatten(structure, leaves)))
-        summed = iter(
-            _sum([r for r, batch, is_real in zip(results, along, real, strict=True) if is_real and batch is None], axis)
-        )
-        return [
-            next(summed) if batch is None else r
-            for r, batch, is_real in zip(results, along, real, strict=True)
-            if is_real
-        ]
+        summed = iter(_sum([results[i] for i in real if along[i] is None], axis))
+        return [next(summed) if along[i] is None else results[i] for i in real]
 
     def spec(batch: int | None) -> PartitionSpec:
         return PartitionSpec() if batch is None else PartitionSpec(*[None] * batch, axis)
 
-    run = jax.shard_map(
-        on_a_device,
-        mesh=mesh,
-        in_specs=([spec(batch) for batch in axes],),
-        out_specs=[spec(batch) for batch, is_real in zip(along, real, strict=True) if is_real],
-    )
-    results = iter(run(leaves))
-    zeros = [None if is_real else np.zeros(a.shape, a.dtype) for a, is_real in zip(whole, real, strict=True)]
-    return jax.tree.unflatten(result, [next(results) if zero is None else zero for zero in zeros])
+    in_specs, out_specs = ([spec(batch) for batch in axes],), [spec(along[i]) for i in real]
+    run = jax.shard_map(on_a_device, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    computed = dict(zip(real, run(leaves), strict=True))
+    filled = [computed[i] if i in computed else np.zeros(a.shape, a.dtype) for i, a in enumerate(whole)]
+    return jax.tree.unflatten(result, filled)
 
 
 def _sum(leaves: list[jax.Array], axis: str) -> list[jax.Array]:

@@ -33,7 +33,7 @@ from jax_bptt.engine.forward import Rows, read_rows, run_forward
 from jax_bptt.engine.leaves import Leaves, differentiable
 from jax_bptt.engine.objective import Objective
 from jax_bptt.engine.passes import OnPlatform, by_platform, plan_of, run_reverse, sums_lose_nothing
-from jax_bptt.engine.plan import WHOLE, Asked, Plan
+from jax_bptt.engine.plan import WHOLE, Asked, Plan, leaves_open
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.engine.whole_steps import scan_whole
 from jax_bptt.engine.window_gradient import Gradient
@@ -183,7 +183,7 @@ def unroll(
     )
     read, plan = _whole_or_cut(call, truncation, asked)
     is_whole = plan is not None and plan.whole
-    last, outputs = scan_whole(call._replace(unroll=unroll)) if is_whole else _run(call, truncation, read, plan, asked)
+    last, outputs = scan_whole(call, unroll) if is_whole else _run(call, truncation, read, plan, asked)
     return last, _in_order(outputs, reverse)
 
 
@@ -202,8 +202,7 @@ def _whole_or_cut(call: Call, truncation: tuple | None, asked: Asked) -> tuple[R
     What is opaque is left whole before its derivative is traced: it may have none, and only be run.
     """
     scheduled, read = _schedule(call, truncation), flatten_call(call, derive=False).recurrence.reading
-    is_asked = any(value for name, value in asked.items() if name != "unroll")
-    if is_asked or scheduled.grid is not None or not isinstance(call.steps, int):
+    if not leaves_open(asked) or scheduled.grid is not None or not isinstance(call.steps, int):
         return read, None
     if not sums_lose_nothing(differentiable(jax.tree.leaves(call.params))):
         return read, None

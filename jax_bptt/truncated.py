@@ -56,9 +56,8 @@ def truncated_bptt(
         model, loss, argnums, reduction, save, unroll, burn_in: as for `bptt`. With `reduction="mean"`, a loss that
             counts twice weighs twice. With `save="boundaries"`, the state before every k1-th step is saved; of windows
             that are run one after the other, only one is there at a time, and of each of its steps what `bptt` saves by
-            default.
-            Windows are counted from the end of the burn-in. Where all begin at the outset, they are computed as by
-            `bptt`.
+            default. Windows are counted from the end of the burn-in. Where all begin at the outset, they are computed
+            as by `bptt`.
         k1: steps from one window's end to the next.
         k2: steps that a window reaches back over.
         losses: "newest", "all" or "last".

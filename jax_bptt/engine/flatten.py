@@ -52,7 +52,6 @@ class Call(NamedTuple):
     batch: tuple[int, ...]  # (B,); () of a step that is written for all examples, whose arrays have no such axis
     loss_dtype: Any  # none where there is no loss
     reads: tuple[bool, ...] | None = None  # per leaf of the outputs: whether the loss depends on it; None: on all
-    unroll: int | bool | None = None  # time steps in one body of the compiled loops; None leaves it to the plan
 
 
 ARRAYS = ("params", "state", "xs", "targets", "mask", "reset", "reset_state")
@@ -263,7 +262,7 @@ def flatten_call(
         pullback = split_pullback(*arguments, fixed=parts.fixed, transpose_from=transpose_from, earlier=known)
     else:
         pullback = only_forwards(parts, len(shapes))
-    recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, unroll=call.unroll or 1)
+    recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch)
     return FlatCall(
         recurrence, Wrt(trained, wrt_xs, wrt_reset_to), wrt_params, state, Inputs(xs, varied.reset), pull_weights
     )

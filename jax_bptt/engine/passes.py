@@ -30,7 +30,7 @@ from jax_bptt.engine.in_turn import sum_in_turn
 from jax_bptt.engine.leaves import Leaves, accumulator, add, combine, concrete, only, shape_like, zeros
 from jax_bptt.engine.objective import Objective, objective_of
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
-from jax_bptt.engine.plan import Asked, Plan, ask_alone, choose_plan, choose_windows, default_save, on_gpu
+from jax_bptt.engine.plan import Asked, Plan, ask_alone, choose_plan, choose_windows, default_save, leaves_open, on_gpu
 from jax_bptt.engine.reverse_truncated import sum_of_windows
 from jax_bptt.engine.schedule import Schedule, exact
 from jax_bptt.engine.step.traffic import Traffic, weigh
@@ -79,7 +79,7 @@ def backpropagate(
     plan = plan_of(flat, schedule, call.reads, may_be_whole, **asked)
     objective = objective_of(call, reduction, schedule, derive=not plan.whole)
     if plan.whole:
-        of_whole = functools.partial(gradient_of_whole, vary_data(call)._replace(unroll=asked.get("unroll")))
+        of_whole = functools.partial(gradient_of_whole, vary_data(call), asked.get("unroll"))
         if schedule.grid is None:
             end, got = of_whole(flat, objective)
         else:
@@ -167,7 +167,7 @@ def plan_of(
     recurrence, parts, pullback = flat.recurrence, flat.recurrence.parts, flat.recurrence.pullback
     may_be_whole &= sums_lose_nothing(flat.wrt_params) and isinstance(schedule.steps, int)
     meet = schedule.grid is None or schedule.grid.alone
-    is_weighed = weighed and at_once and meet and not any(value for name, value in asked.items() if name != "unroll")
+    is_weighed = weighed and at_once and meet and leaves_open(asked)
     save = default_save(pullback.recomputation, schedule.steps if schedule.grid is None else None, recurrence.rows)
     traffic = traffic_of(flat, save, reads) if is_weighed else None
     of_step = pullback.recomputation, bool(parts.once), parts.opaque

@@ -74,6 +74,11 @@ class Asked(TypedDict, total=False):
     unroll: int | bool | None
 
 
+def leaves_open(asked: Asked) -> bool:
+    """Whether the user leaves all to us but how many steps are one body, which any plan may have."""
+    return not any(value for name, value in asked.items() if name != "unroll")
+
+
 class Plan(NamedTuple):
     """How a schedule is computed."""
 

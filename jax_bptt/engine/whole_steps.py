@@ -18,11 +18,12 @@ from jax_bptt.model import PyTree
 
 
 def scan_whole(
-    call: Call, emit: Callable[[PyTree, PyTree], PyTree] = lambda outputs, _: outputs
+    call: Call, unroll: int | None, emit: Callable[[PyTree, PyTree], PyTree] = lambda outputs, _: outputs
 ) -> tuple[PyTree, PyTree]:
     """The state after the last step, and what was emitted, of `[T, …]`.
 
     Args:
+        unroll: steps in one body of the loop, None for 1.
         emit: makes of a step's outputs and targets, of `[B, …]`, what is returned of every step.
     """
     step_of_all = vmap_leading(call.step, (None, 0, 0), call.batch)
@@ -36,10 +37,10 @@ def scan_whole(
         return jax.tree.map(lambda new, old: vary(new, varying(old)), after, state), emit(outputs, targets)
 
     timed = call.xs, call.targets, call.reset
-    return jax.lax.scan(step, call.state, timed, length=call.steps, unroll=call.unroll or 1)
+    return jax.lax.scan(step, call.state, timed, length=call.steps, unroll=unroll or 1)
 
 
-def gradient_of_whole(call: Call, flat: FlatCall, objective: Objective) -> tuple[Leaves, Gradient]:
+def gradient_of_whole(call: Call, unroll: int | None, flat: FlatCall, objective: Objective) -> tuple[Leaves, Gradient]:
     """The state after the last step, and the exact gradient of losses, none of them masked, in a call's own order.
 
     In the place of weights there are the params themselves; a state to reset to is a constant. Leaves of the state that
@@ -57,7 +58,7 @@ def gradient_of_whole(call: Call, flat: FlatCall, objective: Objective) -> tuple
             state=unflatten_state(call, combine(some_state, flat.state)),
             xs=jax.tree.unflatten(jax.tree.structure(call.xs), combine(some_xs, xs)),
         )
-        end, of_steps = scan_whole(moving, losses)
+        end, of_steps = scan_whole(moving, unroll, losses)
         return of_steps.sum(), jax.tree.leaves(end)
 
     start = flat.recurrence.with_delta(differentiable(flat.state))

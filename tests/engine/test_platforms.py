@@ -79,9 +79,13 @@ def test_what_steps_of_a_body_save_is_written_at_once(as_on_gpu):
 
 def test_one_traced_function_is_right_for_each_platform():
     problem = PROBLEMS["gru"]
-    traced = jax.jit(jb.bptt(problem.model, problem.loss, window=24)).trace(*arguments(problem, 0, 48, B))
+    args = arguments(problem, 0, 48, B)
+    traced = jax.jit(jb.bptt(problem.model, problem.loss, window=24)).trace(*args)
     lowered = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "tpu")}
     assert lowered["cuda"] != lowered["cpu"]
+    alone = jax.jit(jb.bptt(problem.model, problem.loss, window=24, unroll=1)).lower(*args).as_text()
+    for text in lowered.values():  # the plan of one platform is there, not all of them
+        assert text.count("stablehlo.while") == alone.count("stablehlo.while")
 
 
 def test_the_plan_of_a_gpu():
