@@ -204,8 +204,15 @@ def lstm(
 
 @jax.custom_jvp
 def _sigmoids(*gates: jax.Array) -> tuple[jax.Array, ...]:
-    """The sigmoid of each gate, all at once: XLA does not vectorise a kernel with several of them on CPU."""
-    return tuple(jnp.split(jax.nn.sigmoid(jnp.concatenate(gates)), len(gates)))
+    """The sigmoid of each gate; all at once on CPU, where XLA does not vectorise a kernel with several of them."""
+
+    def at_once(*gates: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(jnp.split(jax.nn.sigmoid(jnp.concatenate(gates)), len(gates)))
+
+    def one_by_one(*gates: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(map(jax.nn.sigmoid, gates))
+
+    return jax.lax.platform_dependent(*gates, cpu=at_once, default=one_by_one)
 
 
 @_sigmoids.defjvp

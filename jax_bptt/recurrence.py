@@ -17,9 +17,9 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax_bptt.checks.arguments import Arguments, check_automatic, check_call
 from jax_bptt.checks.options import check_computation, check_if_truncated
 from jax_bptt.engine import schedule
+from jax_bptt.engine.call_plan import plan_of, sums_lose_nothing
 from jax_bptt.engine.flatten import (
     Call,
-    FlatCall,
     Reading,
     Wanted,
     arrays_of,
@@ -32,11 +32,10 @@ from jax_bptt.engine.flatten import (
 from jax_bptt.engine.forward import Rows, read_rows, run_forward
 from jax_bptt.engine.leaves import Leaves, differentiable
 from jax_bptt.engine.objective import Objective
-from jax_bptt.engine.passes import OnPlatform, by_platform, plan_of, run_reverse, sums_lose_nothing
+from jax_bptt.engine.passes import run_reverse
 from jax_bptt.engine.plan import WHOLE, Asked, Plan, leaves_open
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.engine.whole_steps import scan_whole
-from jax_bptt.engine.window_gradient import Gradient
 from jax_bptt.engine.windows import join, vmap_leading
 from jax_bptt.model import Model, PyTree, Save, step_of
 
@@ -183,7 +182,7 @@ def unroll(
     )
     read, plan = _whole_or_cut(call, truncation, asked)
     is_whole = plan is not None and plan.whole
-    last, outputs = scan_whole(call, unroll) if is_whole else _run(call, truncation, read, plan, asked)
+    last, outputs = scan_whole(call, unroll or 1) if is_whole else _run(call, truncation, read, plan, asked)
     return last, _in_order(outputs, reverse)
 
 
@@ -229,7 +228,7 @@ def _run(
     def forwards(given: dict[str, PyTree], wanted: Wanted | None = None) -> Any:
         call, derive = sizes._replace(**given), wanted is not None
         end = jax.tree.leaves(call.state)
-        flat = flatten_call(call, wanted or Wanted(), end, derive=derive, earlier=read)
+        flat = flatten_call(call, wanted or Wanted(), end, derive=derive, earlier=read).unrolled(asked.get("unroll"))
         plan = chosen or plan_of(flat, scheduled, at_once=False, **asked)
 
         def emit(rows: Rows, _: None) -> PyTree:
@@ -237,11 +236,8 @@ def _run(
 
         save = plan.save if derive else "boundaries"
 
-        def run(on_platform: OnPlatform) -> Any:
-            recurrence = _unrolled(flat, scheduled, plan, on_platform, asked).recurrence
-            return run_forward(recurrence, flat.state, flat.inputs, plan.windows, save, emit=emit)
-
-        end, checkpoints, outputs = by_platform(run, alike=asked.get("unroll") is not None)
+        run = run_forward(flat.recurrence, flat.state, flat.inputs, plan.windows, save, emit=emit)
+        end, checkpoints, outputs = run
         return (unflatten_state(call, end), join(outputs)), checkpoints
 
     def forwards_to_derive(given: dict[str, PyTree]) -> Any:
@@ -260,16 +256,11 @@ def _run(
         state_bar, outputs_bar = map(_present, cotangents)
         reads = tuple(bar is not None for bar in outputs_bar)
         call, wanted = sizes._replace(**given, reads=reads), wanted_of(given, perturbed)
-        flat = flatten_call(call, wanted, state_bar, earlier=read)
+        flat = flatten_call(call, wanted, state_bar, earlier=read).unrolled(asked.get("unroll"))
         state_bar += [None] * len(flat.recurrence.parts.once)
         objective = Objective(_pull_given, outputs_bar, None, jnp.zeros(()), reads)
         plan = chosen or plan_of(flat, scheduled, at_once=False, **asked)
-
-        def run(on_platform: OnPlatform) -> Gradient:
-            here = _unrolled(flat, scheduled, plan, on_platform, asked)
-            return run_reverse(here, checkpoints, objective, state_bar, scheduled, plan)
-
-        got = by_platform(run, alike=asked.get("unroll") is not None)
+        got = run_reverse(flat, checkpoints, objective, state_bar, scheduled, plan)
         # As many cotangents whatever is asked for: in JAX 0.7 one pullback may not return now more, now fewer.
         bars = {"state": got.start_bar, "xs": got.xs_bar, "reset": [None], "reset_state": got.reset_bar}
         of_data = {name: unflatten_like(given[name], bar) for name, bar in bars.items()}
@@ -277,12 +268,6 @@ def _run(
 
     run.defvjp(forwards_to_derive, backwards, symbolic_zeros=True)
     return run(given)
-
-
-def _unrolled(flat: FlatCall, scheduled: Schedule, plan: Plan, on_platform: OnPlatform, asked: Asked) -> FlatCall:
-    """As the plan of the platform has it; windows and what is saved are the same everywhere: both passes agree."""
-    fixed: Asked = {"save": plan.save, "window": plan.windows.size, "unroll": asked.get("unroll")}
-    return flat.unrolled(on_platform(plan, flat, scheduled, **fixed).unroll)
 
 
 def _pull_given(

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 
 from jax_bptt.checks.arguments import Arguments, check_call
+from jax_bptt.engine.call_plan import sums_lose_nothing, traffic_of
 from jax_bptt.engine.flatten import Wanted, flatten_call
 from jax_bptt.engine.leaves import Leaves, differentiable, nbytes
-from jax_bptt.engine.passes import sums_lose_nothing, traffic_of
 from jax_bptt.engine.plan import default_save, is_better_whole
 from jax_bptt.engine.step.graph import Equation, is_costly, shape_of, trace
 from jax_bptt.engine.step.pullback import transition_partials

@@ -4,10 +4,12 @@ It reads top to bottom, each room using those above it:
 
     leaves              lists of leaves, None where there is no derivative
     step/               one step as it is read, without time: its graph, its parts, its derivative
+    platforms           another program for another platform
     windows             time cut into windows
     schedule, plan      what is computed of a call, and how: every default
     outer_products      gradients of weights, sums over rows
     flatten             from a call to flat leaves, and back
+    call_plan           the plan of a call, read off it
     objective           the losses as they count
     forward             states of a window, of all windows
     window_gradient     credit, recursion, immediate partials

@@ -28,7 +28,8 @@ from jax_bptt.engine.leaves import (
     varying,
     zeros,
 )
-from jax_bptt.engine.plan import TRANSPOSE_FROM
+from jax_bptt.engine.plan import TRANSPOSE_FROM, default_bodies
+from jax_bptt.engine.platforms import Bodies
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.pullback import Ends, Pullback, only_forwards, split_pullback
 from jax_bptt.engine.step.split import SplitStep, split_step
@@ -116,7 +117,7 @@ class Recurrence(NamedTuple):
     reset_to: Leaves  # what a reset puts the state back to, [B, …]; None for leaves that go on
     batch: tuple[int, ...]  # the axis of the examples, if the step is one of one example
     lanes: tuple[int, ...] = ()  # blocks of time side by side, the axis before it
-    unroll: int | bool = 1  # time steps in one body of the loops over them
+    bodies: Bodies = Bodies()  # time steps in one body of the loops over them
 
     @property
     def reading(self) -> Reading:
@@ -183,9 +184,10 @@ class FlatCall(NamedTuple):
     inputs: Inputs
     pull_weights: Callable[[Leaves], PyTree]  # from cotangents of the weights to the gradient of the params
 
-    def unrolled(self, unroll: int | bool) -> "FlatCall":
-        """The same with so many time steps in one body of the loops."""
-        return self._replace(recurrence=self.recurrence._replace(unroll=unroll))
+    def unrolled(self, unroll: int | bool | None) -> "FlatCall":
+        """The same with so many time steps in one body of the loops, where the user tells it."""
+        bodies = self.recurrence.bodies if unroll is None else Bodies(unroll, unroll)
+        return self._replace(recurrence=self.recurrence._replace(bodies=bodies))
 
     def after(self, burn_in: int, state: Leaves) -> "FlatCall":
         """What is left after a burn-in to that state, which is a constant."""
@@ -262,7 +264,8 @@ def flatten_call(
         pullback = split_pullback(*arguments, fixed=parts.fixed, transpose_from=transpose_from, earlier=known)
     else:
         pullback = only_forwards(parts, len(shapes))
-    recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch)
+    bodies = default_bodies(parts.equations)
+    recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, bodies=bodies)
     return FlatCall(
         recurrence, Wrt(trained, wrt_xs, wrt_reset_to), wrt_params, state, Inputs(xs, varied.reset), pull_weights
     )

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import Inputs, Recurrence
 from jax_bptt.engine.leaves import Leaves, full, only, vary, varying
+from jax_bptt.engine.platforms import by_platform
 from jax_bptt.engine.windows import PerWindow, Windows, scan_steps, scan_windows
 from jax_bptt.model import PyTree, Save
 
@@ -114,13 +115,16 @@ def run_window(
         state, new = jax.lax.scan(step, state, of_block, length=steps, unroll=steps)
         return (state, _write(buffers, new, offset), offset + steps), None
 
-    carry, timed, unroll = (start, buffers, jnp.asarray(offset)), (drive, inputs.reset), recurrence.unroll
-    if unroll == 1 or not isinstance(size, int):
-        (end, buffers, _), _ = scan_steps(written, carry, timed, size)
-    else:
-        block = size if unroll is True else min(unroll, size)
-        (end, buffers, _), _ = scan_windows(written_at_once, carry, timed, Windows(size, block))
-    return end, buffers
+    def over_steps(unroll: int | bool) -> tuple[Leaves, Trajectory]:
+        carry, timed = (start, buffers, jnp.asarray(offset)), (drive, inputs.reset)
+        if unroll == 1 or not isinstance(size, int):
+            (end, all_written, _), _ = scan_steps(written, carry, timed, size)
+        else:
+            block = size if unroll is True else min(unroll, size)
+            (end, all_written, _), _ = scan_windows(written_at_once, carry, timed, Windows(size, block))
+        return end, all_written
+
+    return by_platform(over_steps, *recurrence.bodies)
 
 
 def allocate(recurrence: Recurrence, steps: int, save: Save | None = None) -> Trajectory:

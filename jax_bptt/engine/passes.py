@@ -8,12 +8,12 @@ another schedule and another pick of its results; `unroll` runs the two passes a
 """
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import jax
 
+from jax_bptt.engine.call_plan import plan_of
 from jax_bptt.engine.flatten import (
     DELTA,
     Call,
@@ -27,16 +27,16 @@ from jax_bptt.engine.flatten import (
 )
 from jax_bptt.engine.forward import Checkpoints, rematerialise, rows_of, run_forward, state_after
 from jax_bptt.engine.in_turn import sum_in_turn
-from jax_bptt.engine.leaves import Leaves, accumulator, add, combine, concrete, only, shape_like, zeros
+from jax_bptt.engine.leaves import Leaves, add, combine, zeros
 from jax_bptt.engine.objective import Objective, objective_of
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
-from jax_bptt.engine.plan import Asked, Plan, ask_alone, choose_plan, choose_windows, default_save, leaves_open, on_gpu
+from jax_bptt.engine.plan import Asked, Plan, ask_alone, choose_windows, on_gpu
+from jax_bptt.engine.platforms import by_platform
 from jax_bptt.engine.reverse_truncated import sum_of_windows
 from jax_bptt.engine.schedule import Schedule, exact
-from jax_bptt.engine.step.traffic import Traffic, weigh
 from jax_bptt.engine.whole_steps import gradient_of_whole
 from jax_bptt.engine.window_gradient import Gradient, gradient_of_window
-from jax_bptt.engine.windows import join, scan_windows, without_leading
+from jax_bptt.engine.windows import join, scan_windows
 from jax_bptt.model import PyTree, Reduction, Save
 
 
@@ -73,13 +73,13 @@ def backpropagate(
         deltas: whether δ of every state is wanted, of exact BPTT.
         asked: what the user asked of the plan.
     """
-    flat, state = run_burn_in(flatten_call(call, wanted), schedule)
+    flat, state = run_burn_in(flatten_call(call, wanted).unrolled(asked.get("unroll")), schedule)
     ahead = schedule.returned - schedule.burn_in
     may_be_whole = call.mask is None and schedule.counts is None and ahead == schedule.steps and not deltas
     plan = plan_of(flat, schedule, call.reads, may_be_whole, **asked)
     objective = objective_of(call, reduction, schedule, derive=not plan.whole)
     if plan.whole:
-        of_whole = functools.partial(gradient_of_whole, vary_data(call), asked.get("unroll"))
+        of_whole = functools.partial(gradient_of_whole, vary_data(call))
         if schedule.grid is None:
             end, got = of_whole(flat, objective)
         else:
@@ -89,103 +89,32 @@ def backpropagate(
     grid = schedule.grid if schedule.grid is not None and schedule.grid.alone else None
     in_turn = grid if plan.lanes == 1 and returned else None
 
-    def run(flat: FlatCall, on_platform: OnPlatform) -> tuple[Leaves, Gradient]:
-        if in_turn is not None:
-            alone = functools.partial(gradient_alone, on_platform=on_platform, **asked)
-            end, got = sum_in_turn(flat, objective, in_turn, alone, flat.wrt.weights)
-            return end if state is None else state, got
-        here = on_platform(plan, flat, schedule, **asked)
-        flat = flat.unrolled(here.unroll)
-        end, checkpoints, _ = run_forward(flat.recurrence, flat.state, flat.inputs, here.windows, here.save)
-        got = run_reverse(flat, checkpoints, objective, [None] * len(end), schedule, here, deltas=deltas)
+    if in_turn is not None:
+        alone = functools.partial(gradient_alone, save=asked.get("save"))
+        end, got = sum_in_turn(flat, objective, in_turn, alone, flat.wrt.weights)
+        return flat, end if state is None else state, got
+
+    def run(plan: Plan) -> tuple[Leaves, Gradient]:
+        end, checkpoints, _ = run_forward(flat.recurrence, flat.state, flat.inputs, plan.windows, plan.save)
+        got = run_reverse(flat, checkpoints, objective, [None] * len(end), schedule, plan, deltas=deltas)
         if state is None and ahead < schedule.steps:
-            end = state_after(flat.recurrence, checkpoints, flat.inputs, here.windows, ahead)
+            end = state_after(flat.recurrence, checkpoints, flat.inputs, plan.windows, ahead)
         return end if state is None else state, got
 
-    alike = in_turn is None and plan_on_gpu(plan, flat, schedule, **asked) == plan
-    return flat, *by_platform(functools.partial(run, flat), alike)
+    return flat, *by_platform(run, plan, on_gpu(plan, flat.recurrence.rows, schedule.grid is None, **asked))
 
 
-OnPlatform = Callable[..., Plan]
-"""`on_platform(plan, flat, schedule, **asked)`: the plan as it is on a platform."""
-
-
-def by_platform(run: Callable[[OnPlatform], PyTree], alike: bool = False) -> PyTree:
-    """What `run` makes, by the plans of the platform that it is lowered for.
-
-    Args:
-        alike: whether they are the same everywhere, so that it need be traced but once.
-    """
-    if alike:
-        return run(plan_elsewhere)
-    gpu = functools.partial(run, plan_on_gpu)
-    return jax.lax.platform_dependent(cuda=gpu, rocm=gpu, default=functools.partial(run, plan_elsewhere))
-
-
-def plan_elsewhere(plan: Plan, flat: FlatCall, schedule: Schedule, **asked: Unpack[Asked]) -> Plan:
-    """The plan as it is where there is no GPU."""
-    return plan
-
-
-def plan_on_gpu(plan: Plan, flat: FlatCall, schedule: Schedule, **asked: Unpack[Asked]) -> Plan:
-    """The plan as it is on a GPU."""
-    recurrence = flat.recurrence
-    return on_gpu(plan, recurrence.rows, recurrence.parts.equations, schedule.grid is None, **asked)
-
-
-def gradient_alone(
-    flat: FlatCall, objective: Objective, on_platform: OnPlatform, **asked: Unpack[Asked]
-) -> tuple[Leaves, Gradient]:
+def gradient_alone(flat: FlatCall, objective: Objective, save: Save | None) -> tuple[Leaves, Gradient]:
     """The state after the steps of a window that is run alone, and their exact gradient."""
     scheduled, recurrence = exact(flat.inputs.steps), flat.recurrence
-    alone = ask_alone(scheduled.steps, recurrence.rows, recurrence.parts.opaque, asked.get("save"))
+    alone = ask_alone(scheduled.steps, recurrence.rows, recurrence.parts.opaque, save)
     plan = plan_of(flat, scheduled, may_be_whole=False, weighed=False, **alone)
-    plan = on_platform(plan, flat, scheduled, save=asked.get("save"), unroll=asked.get("unroll"))
-    flat = flat.unrolled(plan.unroll)
-    end, checkpoints, _ = run_forward(flat.recurrence, flat.state, flat.inputs, plan.windows, plan.save)
-    return end, run_reverse(flat, checkpoints, objective, [None] * len(end), scheduled, plan)
 
+    def run(plan: Plan) -> tuple[Leaves, Gradient]:
+        end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
+        return end, run_reverse(flat, checkpoints, objective, [None] * len(end), scheduled, plan)
 
-def plan_of(
-    flat: FlatCall,
-    schedule: Schedule,
-    reads: Sequence[bool] | None = None,
-    may_be_whole: bool = True,
-    weighed: bool = True,
-    at_once: bool = True,
-    **asked: Unpack[Asked],
-) -> Plan:
-    """The plan of a recurrence's passes.
-
-    Args:
-        reads: per leaf of the outputs whether anything depends on it; None: on all.
-        may_be_whole: whether nothing is asked for that a scan of whole steps does not tell.
-        weighed: whether it depends on what a step moves.
-        at_once: whether forward and reverse pass are run together, so that a window can be run alone. Else nothing is
-            weighed, since with other cotangents a step moves something else.
-    """
-    recurrence, parts, pullback = flat.recurrence, flat.recurrence.parts, flat.recurrence.pullback
-    may_be_whole &= sums_lose_nothing(flat.wrt_params) and isinstance(schedule.steps, int)
-    meet = schedule.grid is None or schedule.grid.alone
-    is_weighed = weighed and at_once and meet and leaves_open(asked)
-    save = default_save(pullback.recomputation, schedule.steps if schedule.grid is None else None, recurrence.rows)
-    traffic = traffic_of(flat, save, reads) if is_weighed else None
-    of_step = pullback.recomputation, bool(parts.once), parts.opaque
-    return choose_plan(schedule, recurrence.rows, *of_step, traffic, may_be_whole, at_once, **asked)
-
-
-def sums_lose_nothing(params: Leaves) -> bool:
-    """Whether JAX sums up the gradients of these, which are of their dtypes, in at least single precision."""
-    return all(p is None or accumulator(p.dtype) == p.dtype for p in params)
-
-
-def traffic_of(flat: FlatCall, save: Save, reads: Sequence[bool] | None = None) -> Traffic:
-    """What a time step of a call moves, of which so much is saved; `reads` as for `plan_of`."""
-    recurrence, pullback = flat.recurrence, flat.recurrence.pullback
-    x = without_leading(flat.inputs.x, 1 + len(recurrence.batch))
-    shapes = [shape_like(w) for w in recurrence.weights], recurrence.state, x
-    wanted, examples = (flat.wrt.weights, only(flat.wrt.xs, x)), concrete(math.prod(recurrence.batch))
-    return weigh(recurrence.parts, pullback, shapes, wanted, reads, examples, save)
+    return by_platform(run, plan, on_gpu(plan, recurrence.rows, is_exact=False, save=save))
 
 
 def run_burn_in(flat: FlatCall, schedule: Schedule) -> tuple[FlatCall, Leaves | None]:

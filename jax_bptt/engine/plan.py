@@ -4,7 +4,7 @@
     window     steps whose rows are done at once, the unit of saving and reversing
     save       what the forward pass keeps of every step
     lanes      windows of truncation side by side
-    unroll     time steps in one body of the compiled loops
+    bodies     time steps in one body of the compiled loops
 
 and, of products, whether weights are read transposed and which operand comes first.
 """
@@ -12,6 +12,7 @@ and, of products, whether weights are read transposed and which operand comes fi
 import math
 from typing import NamedTuple, TypedDict, Unpack
 
+from jax_bptt.engine.platforms import Bodies
 from jax_bptt.engine.schedule import Grid, Schedule
 from jax_bptt.engine.step.partition import Recomputation
 from jax_bptt.engine.step.traffic import Traffic
@@ -60,9 +61,15 @@ of the time of one where steps are small, 0.9 where they are large. Not so on CP
 EQUATIONS_OF_A_BODY = 400
 """The most equations in a body on a GPU: a step of many is repeated less often, for the sake of compile time."""
 
+ROWS = 1024
+"""Rows of a window, where every state is saved: enough for an efficient matrix product."""
+
 ROWS_ON_GPU = 2048
-"""Rows of a window on a GPU, whose products they fill better than a CPU's, and whose kernels are launched window by
-window."""
+"""Those of one on a GPU, whose products need more of them, and whose kernels are launched window by window.
+
+(Compiled for an H100, three cells of B = 1 and 4, windows of 64, 128 and 256 steps: the longest had 1.0 to 1.13 of the
+kernels of the shortest, 0.76 to 0.98 of the launches, and 1.2 to 1.9 of the memory.)
+"""
 
 
 class Asked(TypedDict, total=False):
@@ -85,7 +92,6 @@ class Plan(NamedTuple):
     windows: Windows
     save: Save
     lanes: int  # windows of truncation side by side; 1 of exact BPTT
-    unroll: int | bool = 1  # time steps in one body of the loops over them
     whole: bool = False  # whether JAX differentiates one scan of whole steps
 
 
@@ -114,7 +120,7 @@ def choose_plan(
         may_be_whole: whether a scan of whole steps tells all that is asked for.
         at_once: whether forward and reverse pass are run together, so that a window can be run alone.
     """
-    grid, unroll = schedule.grid, asked.get("unroll") or 1
+    grid = schedule.grid
     ours = grid is None and not asked.get("window") and not opaque
     save = asked.get("save") or default_save(recomputation, schedule.steps if ours else None, rows)
     if once and save == "boundaries":
@@ -122,32 +128,33 @@ def choose_plan(
     whole = may_be_whole and traffic is not None and is_better_whole(traffic)
     if grid is None:
         window = asked.get("window") or (1 if opaque and save != "boundaries" else None)
-        return Plan(choose_windows(schedule.steps, rows, save, window, traffic), save, 1, unroll, whole)
+        return Plan(choose_windows(schedule.steps, rows, save, window, traffic), save, 1, whole)
     lanes = asked.get("lanes") or (1 if save == "boundaries" else default_lanes(grid, rows, traffic, at_once))
-    return Plan(Windows(schedule.steps, grid.k1), save, min(grid.blocks, lanes), unroll, whole)
+    return Plan(Windows(schedule.steps, grid.k1), save, min(grid.blocks, lanes), whole)
 
 
-def on_gpu(plan: Plan, rows: int, equations: int, is_exact: bool, **asked: Unpack[Asked]) -> Plan:
+def default_bodies(equations: int) -> Bodies:
+    """How many time steps are one body of the loops, of a step of so many equations."""
+    return Bodies(gpu=max(1, min(BODY_ON_GPU, EQUATIONS_OF_A_BODY // max(1, equations))))
+
+
+def on_gpu(plan: Plan, rows: int, is_exact: bool, **asked: Unpack[Asked]) -> Plan:
     """The same plan, but for what a GPU computes better otherwise, where the user leaves it to us.
 
-    Several steps are one body of the loops, and windows have more rows. Products are cheap beside what is written and
-    launched: states alone are saved, and residuals computed again.
+    Windows have more rows. Products are cheap beside what is written and launched: states alone are saved, and
+    residuals computed again.
 
     Args:
         rows: as for `choose_plan`.
-        equations: how many a step has.
         is_exact: whether its windows are of our own choice: those of exact BPTT.
     """
-    unroll = asked.get("unroll") or max(1, min(BODY_ON_GPU, EQUATIONS_OF_A_BODY // max(1, equations)))
-    plan = plan._replace(unroll=unroll)
-    if not asked.get("save") and plan.save == "dots":
-        plan = plan._replace(save="states")
-    steps = plan.windows.steps
-    is_exact &= isinstance(steps, int)
-    if is_exact and not asked.get("window") and plan.save == "states" and 1 < plan.windows.size < steps:
-        many = max(16, min(ROWS_ON_GPU // rows, steps // 4)) // BODY_ON_GPU * BODY_ON_GPU
-        plan = plan._replace(windows=Windows(steps, min(steps, max(plan.windows.size, many))))
-    return plan
+    steps, size = plan.windows.steps, plan.windows.size
+    if not isinstance(steps, int) or plan.whole or (is_exact and size == steps):
+        return plan
+    save = "states" if plan.save == "dots" and not asked.get("save") else plan.save
+    if is_exact and not asked.get("window") and save == "states" and size == default_window(steps, rows):
+        size = default_window(steps, rows, of_rows=ROWS_ON_GPU, body=BODY_ON_GPU)
+    return plan._replace(save=save, windows=Windows(steps, size))
 
 
 def ask_alone(steps: int, rows: int, opaque: bool, save: Save | None) -> Asked:
@@ -212,24 +219,31 @@ def leanest_window(steps: int, traffic: Traffic) -> int:
 
 
 def default_window(
-    steps: int, rows: int, save: Save = "states", most: int | None = None, part_of: int | None = None
+    steps: int,
+    rows: int,
+    save: Save = "states",
+    most: int | None = None,
+    part_of: int | None = None,
+    of_rows: int = ROWS,
+    body: int = 1,
 ) -> int:
     """The number of steps in a window of so many, or of those, which are a part of more.
 
-    Where every state is saved, about 1024 rows, which is enough for an efficient matrix product, but 16 to 64 steps and
-    no more than a quarter of the sequence, so that what is computed about a window stays small beside what is saved of
-    the sequence. (Measured with windows of 4 to 128 on two CPU cores, elman and gru, B from 1 to 128, H from 64 to 256:
-    within a tenth of the fastest size as a rule, where 64 steps at B = 128 take twice the memory.) Near √T where only
-    the boundaries are saved: √T first states and √T recomputed ones, the least in sum.
+    Where every state is saved, about `of_rows` rows, but 16 to 64 steps and no more than a quarter of the sequence, so
+    that what is computed about a window stays small beside what is saved of the sequence. (Measured with windows of 4
+    to 128 on two CPU cores, elman and gru, B from 1 to 128, H from 64 to 256: within a tenth of the fastest size as a
+    rule, where 64 steps at B = 128 take twice the memory.) Near √T where only the boundaries are saved: √T first states
+    and √T recomputed ones, the least in sum.
 
-    A size within a factor of two that divides T is preferred, so that all windows are alike; never one above `most`.
+    A size within a factor of two that divides T is preferred, so that all windows are alike, of those one that is a
+    multiple of `body`; never one above `most`.
     """
-    many = max(16, min(64, 1024 // rows, (part_of or steps) // 4))
+    many = max(16, min(64, of_rows // rows, (part_of or steps) // 4))
     wanted = max(1, round(math.sqrt(steps))) if save == "boundaries" else many
     most = steps if most is None else min(most, steps)
     wanted = min(wanted, most)
     near = [size for size in range((wanted + 1) // 2, min(2 * wanted, most) + 1) if steps % size == 0]
-    return min(near, key=lambda size: abs(math.log(size / wanted)), default=wanted)
+    return min(near, key=lambda size: (size % body > 0, abs(math.log(size / wanted))), default=wanted)
 
 
 def default_lanes(grid: Grid, rows: int, traffic: Traffic | None = None, at_once: bool = True) -> int:

@@ -4,6 +4,7 @@ It is what `jax.grad` of a user's own scan does: what the pullback reads of each
 of the params summed up in the reverse loop. `plan.is_better_whole` says of which steps that is better than to cut them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,18 +13,19 @@ import jax
 from jax_bptt.engine.flatten import Call, FlatCall, put_back, reset_to_of, unflatten_state
 from jax_bptt.engine.leaves import Leaves, axes_of, combine, differentiable, only, vary, varying, zeros
 from jax_bptt.engine.objective import Objective
+from jax_bptt.engine.platforms import by_platform
 from jax_bptt.engine.window_gradient import Gradient
 from jax_bptt.engine.windows import vmap_leading
 from jax_bptt.model import PyTree
 
 
 def scan_whole(
-    call: Call, unroll: int | None, emit: Callable[[PyTree, PyTree], PyTree] = lambda outputs, _: outputs
+    call: Call, unroll: int | bool, emit: Callable[[PyTree, PyTree], PyTree] = lambda outputs, _: outputs
 ) -> tuple[PyTree, PyTree]:
     """The state after the last step, and what was emitted, of `[T, …]`.
 
     Args:
-        unroll: steps in one body of the loop, None for 1.
+        unroll: steps in one body of the loop.
         emit: makes of a step's outputs and targets, of `[B, …]`, what is returned of every step.
     """
     step_of_all = vmap_leading(call.step, (None, 0, 0), call.batch)
@@ -37,10 +39,10 @@ def scan_whole(
         return jax.tree.map(lambda new, old: vary(new, varying(old)), after, state), emit(outputs, targets)
 
     timed = call.xs, call.targets, call.reset
-    return jax.lax.scan(step, call.state, timed, length=call.steps, unroll=unroll or 1)
+    return jax.lax.scan(step, call.state, timed, length=call.steps, unroll=unroll)
 
 
-def gradient_of_whole(call: Call, unroll: int | None, flat: FlatCall, objective: Objective) -> tuple[Leaves, Gradient]:
+def gradient_of_whole(call: Call, flat: FlatCall, objective: Objective) -> tuple[Leaves, Gradient]:
     """The state after the last step, and the exact gradient of losses, none of them masked, in a call's own order.
 
     In the place of weights there are the params themselves; a state to reset to is a constant. Leaves of the state that
@@ -52,7 +54,7 @@ def gradient_of_whole(call: Call, unroll: int | None, flat: FlatCall, objective:
     def losses(outputs: PyTree, targets: PyTree) -> jax.Array:
         return objective.pull(outputs, targets, None, call.batch)[0].sum()
 
-    def total(some_params: Leaves, some_state: Leaves, some_xs: Leaves) -> tuple[jax.Array, Leaves]:
+    def total(unroll: int | bool, some_params: Leaves, some_state: Leaves, some_xs: Leaves) -> tuple[jax.Array, Leaves]:
         moving = after._replace(
             params=jax.tree.unflatten(jax.tree.structure(call.params), combine(some_params, params)),
             state=unflatten_state(call, combine(some_state, flat.state)),
@@ -63,7 +65,10 @@ def gradient_of_whole(call: Call, unroll: int | None, flat: FlatCall, objective:
 
     start = flat.recurrence.with_delta(differentiable(flat.state))
     wanted: tuple[Any, ...] = flat.wrt_params, start, only(flat.wrt.xs[: len(xs)], xs)
-    (loss, end), bars = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(*wanted)
-    params_bar, start_bar, xs_bar = bars
+
+    def run(unroll: int | bool) -> Any:
+        return jax.value_and_grad(functools.partial(total, unroll), argnums=(0, 1, 2), has_aux=True)(*wanted)
+
+    (loss, end), (params_bar, start_bar, xs_bar) = by_platform(run, *flat.recurrence.bodies)
     reset_bar = zeros((), flat.wrt.reset_to)
     return [*end, *flat.state[len(end) :]], Gradient(loss, params_bar, start_bar, reset_bar, [], xs_bar)

@@ -180,7 +180,7 @@ def recur(
     carry = delta, zeros((), only(wrt.reset_to, delta))
     if not jax.tree.leaves(carry):  # no credit goes anywhere
         return *carry, delta
-    (start_bar, reset_bar), deltas = scan_steps(back, carry, steps, size, reverse=True, unroll=recurrence.unroll)
+    (start_bar, reset_bar), deltas = scan_steps(back, carry, steps, size, reverse=True, bodies=recurrence.bodies)
     return start_bar, reset_bar, deltas
 
 

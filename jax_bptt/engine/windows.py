@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.engine.leaves import shape_like
+from jax_bptt.engine.platforms import Bodies, by_platform
 from jax_bptt.model import PyTree
 
 
@@ -103,13 +104,17 @@ def scan_steps(
     size: int,
     *,
     reverse: bool = False,
-    unroll: int | bool = 1,
+    bodies: Bodies = Bodies(),
 ) -> tuple[Any, PyTree]:
-    """`lax.scan` over so many steps, which may be symbolic, of a pytree that may be without leaves."""
-    if isinstance(size, int):
+    """`lax.scan` over so many steps, which may be symbolic, then one a body, of a pytree that may be without leaves."""
+    if not isinstance(size, int):
+        numbered = jnp.arange(size), timed
+        return jax.lax.scan(lambda carry, step: body(carry, step[1]), carry, numbered, reverse=reverse)
+
+    def over_steps(unroll: int | bool) -> tuple[Any, PyTree]:
         return jax.lax.scan(body, carry, timed, length=size, reverse=reverse, unroll=unroll)
-    numbered = jnp.arange(size), timed
-    return jax.lax.scan(lambda carry, step: body(carry, step[1]), carry, numbered, reverse=reverse, unroll=unroll)
+
+    return by_platform(over_steps, *bodies)
 
 
 def join(outs: PerWindow) -> PyTree:

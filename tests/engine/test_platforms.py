@@ -1,13 +1,16 @@
 """What is chosen by platform, and several time steps in one body of the loops: the same gradient in another program."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxprs import equations
 from problems import PROBLEMS, arguments, difference
 
 import jax_bptt as jb
-from jax_bptt.engine.plan import BODY_ON_GPU, Plan, on_gpu
+from jax_bptt.engine.plan import BODY_ON_GPU, ROWS_ON_GPU, Plan, default_bodies, default_window, on_gpu
+from jax_bptt.engine.step.graph import count
+from jax_bptt.engine.step.split import split_step
 from jax_bptt.engine.windows import Windows
 
 T, B = 45, 3
@@ -90,11 +93,25 @@ def test_one_traced_function_is_right_for_each_platform():
 
 def test_the_plan_of_a_gpu():
     plan = Plan(Windows(512, 32), "dots", lanes=1)
-    assert on_gpu(plan, 32, 30, is_exact=True) == Plan(Windows(512, 64), "states", lanes=1, unroll=8)
-    assert on_gpu(plan, 128, 100, is_exact=True) == Plan(Windows(512, 32), "states", lanes=1, unroll=4)
-    assert on_gpu(plan, 32, 1000, is_exact=False).unroll == 1
-    asked = {"save": "dots", "window": 32, "unroll": 2}
-    assert on_gpu(plan, 32, 30, is_exact=True, **asked) == plan._replace(unroll=2)
+    assert on_gpu(plan, 32, is_exact=True) == Plan(Windows(512, 64), "states", lanes=1)
+    assert on_gpu(plan, 32, is_exact=False) == Plan(Windows(512, 32), "states", lanes=1)
+    assert on_gpu(plan, 32, is_exact=True, save="dots", window=32) == plan
+    once = Plan(Windows(12, 12), "dots", lanes=1)
+    assert on_gpu(once, 32, is_exact=True) == once
+    assert default_window(1000, 1, of_rows=ROWS_ON_GPU, body=BODY_ON_GPU) == 40  # 50 is nearer, and no multiple of 8
+    assert [default_bodies(equations).gpu for equations in (30, 100, 1000)] == [8, 4, 1]
+    assert default_bodies(30).elsewhere == 1
+
+
+def test_equations_inside_of_others_count():
+    """A step with a loop in it is not repeated as often as one of as few equations."""
+
+    def step(params, h, x):
+        return jax.lax.fori_loop(0, 3, lambda _, h: jnp.sin(h * params), h) + x, h
+
+    read = split_step(step, 1.0, jnp.ones(2), jnp.ones(2))
+    assert read.equations == count(jax.make_jaxpr(step)(1.0, jnp.ones(2), jnp.ones(2)).eqns)
+    assert read.equations > 5
 
 
 @pytest.mark.parametrize(

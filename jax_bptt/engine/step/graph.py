@@ -116,6 +116,11 @@ def _inner(eqn: Equation) -> list[Jaxpr | ClosedJaxpr]:
     return [leaf for leaf in leaves if is_jaxpr(leaf)]
 
 
+def count(equations: Iterable[Equation]) -> int:
+    """How many equations these are, those inside of them included."""
+    return sum(1 + sum(count(_open(inner).eqns) for inner in _inner(eqn)) for eqn in equations)
+
+
 # What depends on what.
 
 

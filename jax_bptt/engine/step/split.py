@@ -42,7 +42,7 @@ class SplitStep(NamedTuple):
     one_by_one: bool  # whether rows are to be computed step by step, since something is not to be mapped over
     opaque: bool  # whether the new state takes something costly that is no product
     opaque_readout: bool  # whether any output does
-    equations: int  # how many the step has
+    equations: int  # how many the step has, those inside of others included
     rows: int  # how many rows a step of one example multiplies with a weight: more than 1 if it is written for a batch
     from_params: tuple[frozenset[int], ...]  # per weight: the leaves of the params that it depends on
     #: Per leaf of the drive: the leaves that it depends on, of the weights and, counted on behind them, of x.
@@ -116,7 +116,7 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
         one_by_one=any(map(graph.keeps_shape, whole.equations)),
         opaque=is_opaque(S_new),
         opaque_readout=is_opaque(Y),
-        equations=len(whole.equations),
+        equations=graph.count(whole.equations),
         rows=rows,
         from_params=tuple(map(graph.origins(whole, P).__getitem__, weights)),
         drive_from=tuple(map(graph.origins(whole, [*weights, *X]).__getitem__, drive)),

@@ -1,0 +1,28 @@
+"""One traced function, and of it a program of its own for each platform that it is lowered for.
+
+What differs is how many time steps are one body of a loop, which is chosen at each loop, so that all else is traced but
+once; and, where windows or what is saved of them do, the plan of a call.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+Choice = TypeVar("Choice")
+
+
+class Bodies(NamedTuple):
+    """How many time steps are one body of the compiled loops; True for all of them."""
+
+    elsewhere: int | bool = 1
+    gpu: int | bool = 1
+
+
+def by_platform(run: Callable[[Choice], Any], elsewhere: Choice, gpu: Choice) -> Any:
+    """`run(gpu)` where it is lowered for a GPU, else `run(elsewhere)`; traced once where they are the same."""
+    if gpu == elsewhere:
+        return run(elsewhere)
+    on_gpu = functools.partial(run, gpu)
+    return jax.lax.platform_dependent(cuda=on_gpu, rocm=on_gpu, default=functools.partial(run, elsewhere))
