@@ -12,10 +12,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
 
 if PROFILE == "default":
-    # Hundreds of small programs are run once each and judged by their numbers: LLVM need not optimise them. The
-    # thorough profile, and what the tests start as a process of its own, are compiled as users' programs are.
+    # Hundreds of small programs are run once each and judged by their numbers: LLVM need not optimise them, and XLA's
+    # older emitter, as long as there is one, takes a third of the time. The thorough profile, and what the tests start
+    # as a process of its own, are compiled as users' programs are.
+    flags = ["--xla_backend_optimization_level=0"]
+    if jax.__version_info__ < (0, 11):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0")
+        environment.setenv("XLA_FLAGS", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]))
         jax.block_until_ready(jax.jit(lambda: 0)())  # reads the flags
 
 _common = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "print_blob": False}
