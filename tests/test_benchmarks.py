@@ -34,9 +34,20 @@ def test_quick_benchmark_runs_and_all_agree(tmp_path):
     assert "Geometric means" in done.stdout
 
 
+def test_what_is_for_a_device_runs_on_any(tmp_path):
+    done = benchmark("--quick", "--device", "--cells", "gru", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert [row["table"] for row in rows] == ["on a device", "truncated, k1 = k2 = 4"]
+    names = [contender["name"] for contender in rows[0]["contenders"]]
+    assert names[:6] == ["ours", *(f"scan, unroll {n}" for n in (1, 4, 8, 16)), "products hoisted, unroll 8"]
+    assert "| spikes, ALIF |" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--only", "exact", "--device"], "argument --only: found with --device, expected one or the other"),
         (["--only", "everything"], "argument --only: invalid choice: 'everything'"),
         (["--repeats", "0"], "argument --repeats: found 0, expected at least 1"),
     ],

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jax_bptt as jb
 from jax_bptt import checkpoint
 from jax_bptt.command import main, text
+from jax_bptt.engine.leaves import is_key
 
 SETTINGS = {"cell": "gru", "steps": 3, "lr": 0.1}
 KILLS = {"default": 1, "thorough": 24}[os.environ.get("HYPOTHESIS_PROFILE", "default")]
@@ -66,6 +68,31 @@ def test_what_was_saved_last_comes_back_bit_for_bit(tree, tmp_path):
         np.testing.assert_array_equal(a, b)
     assert contents(tmp_path) == before
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["2", "5"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_restored_on_another_number_of_devices(before, after, tmp_path):
+    """Where training goes on is for `like` to say, leaf by leaf."""
+
+    def on(count, tree):
+        if count == 1:
+            return jax.device_put(tree, jax.devices()[0])
+        everywhere, along = (
+            NamedSharding(jax.make_mesh((count,), ("batch",)), PartitionSpec(*axes)) for axes in ((), ("batch",))
+        )
+        state, bits = jax.device_put(tree, everywhere)
+        return state._replace(carry=jax.device_put(state.carry, along)), bits
+
+    tree = make_tree()
+    save(tmp_path, on(before, tree))
+    like = on(after, jax.tree.map(lambda a: a if is_key(a) else jnp.zeros_like(a), tree))
+    _, found = checkpoint.restore(tmp_path, SETTINGS, like)
+    for a, b, where in zip(*map(jax.tree.leaves, (found, tree, like)), strict=True):
+        assert a.sharding.is_equivalent_to(where.sharding, a.ndim)
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+    assert len(found[0].carry[0].sharding.device_set) == after
 
 
 def test_where_there_is_none_there_is_none(tree, tmp_path):

@@ -4,8 +4,8 @@
               → digits            images, read pixel by pixel
 
 `text` makes integers of characters, `language_model` is trained on them, and `ngrams` has what it should beat.
-`gradient_check` lays the gradient beside that of `jax.grad`, `records` keeps checkpoints and a log, and `terminal` says
-how it goes. Nothing else of the package imports this one.
+`gradient_check` lays the gradient beside that of `jax.grad`, `devices` divides the streams among the cores, `records`
+keeps checkpoints and a log, and `terminal` says how it goes. Nothing else of the package imports this one.
 
 Needs rich and matplotlib: `pip install 'jax_bptt[cli]'`.
 """

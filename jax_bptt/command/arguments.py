@@ -29,7 +29,8 @@ Number = TypeVar("Number", int, float)
 Option = tuple[str, Any, Any, str, str]  # name, type or choices, default, metavar, help
 
 #: What an argument is that was not given, where its help tells the default in words.
-_UNSAID = dict.fromkeys(("text", "k1", "k2", "checkpoint", "log")) | dict.fromkeys(("exact", "online", "resume"), False)
+_UNSAID: dict[str, Any] = dict.fromkeys(("text", "k1", "k2", "devices", "checkpoint", "log"))
+_UNSAID |= dict.fromkeys(("exact", "online", "resume"), False)
 
 
 def text_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Callable[[str], NoReturn]]:
@@ -41,6 +42,8 @@ def text_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Callable[[s
         _check_file(parser, "--log", arguments.log)
     if arguments.checkpoint is not None:
         _check_directory(parser, "--checkpoint", arguments.checkpoint)
+    if arguments.online and (arguments.devices or 1) > 1:
+        parser.error(f"--devices: found {arguments.devices} with --online, expected 1")
     if arguments.resume and arguments.checkpoint is None:
         parser.error("--resume: found no --checkpoint, expected the directory to go on from")
     _settle_truncation(parser, arguments)
@@ -177,6 +180,8 @@ _TEXT: dict[str, list[Option]] = {
     ],
     "training": [
         ("--steps", _count, 1800, "N", "chunks to train on, an update each"),
+        ("--devices", _count, _UNTOLD, "N", "devices that the streams are divided among, on a CPU a core each "
+         "(default: all that there are, as long as each has 8 streams; 1 with --online)"),
         ("--online", bool, _UNTOLD, "", "an update every --k1 steps of a chunk, each by one window with the newest "
          "parameters (default: one per chunk)"),
         *_optimizer(6e-3),

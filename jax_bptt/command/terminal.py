@@ -52,15 +52,21 @@ def print_table(to: Console, title: str, columns: Sequence[str], rows: Sequence[
     to.print(made)
 
 
-def print_comparison(to: Console, title: str, comparison: Comparison) -> None:
-    """Print the difference of two gradients and what they cost, of which the other is that of `jax.grad`."""
+def print_comparison(to: Console, title: str, comparison: Comparison, devices: int) -> None:
+    """Print the difference of two gradients and what they cost, the other that of `jax.grad` on one device.
+
+    Args:
+        devices: of how many the first is; what each of them takes is told in sum.
+    """
     rows = [(name, f"{difference:.1e}") for name, difference in comparison.differences.items()]
     print_table(to, title, ("parameter", "largest relative difference"), rows)
     ours, other = comparison.cost, comparison.other
+    of_all = devices * ours.temporary_bytes
+    on, on_one = (f" on {devices} devices", " on one") if devices > 1 else ("", "")
     rows = [
-        ("jax_bptt", seconds(ours.seconds), mebibytes(ours.temporary_bytes)),
-        ("jax.grad", seconds(other.seconds), mebibytes(other.temporary_bytes)),
-        ("ratio", f"{ours.seconds / other.seconds:.2f}", f"{ours.temporary_bytes / other.temporary_bytes:.2f}"),
+        (f"jax_bptt{on}", seconds(ours.seconds), mebibytes(of_all)),
+        (f"jax.grad{on_one}", seconds(other.seconds), mebibytes(other.temporary_bytes)),
+        ("ratio", f"{ours.seconds / other.seconds:.2f}", f"{of_all / other.temporary_bytes:.2f}"),
     ]
     print_table(to, "Cost of that gradient, compiled", ("", "time (median of 5)", "temporary memory"), rows)
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 import jax_bptt as jb
 from jax_bptt import plots
-from jax_bptt.command import language_model, ngrams, records, terminal, text
+from jax_bptt.command import devices, language_model, ngrams, records, terminal, text
 from jax_bptt.command.arguments import CELLS, chosen_optimizer, text_arguments
 from jax_bptt.command.gradient_check import Gradient, compare_gradients, distance
 from jax_bptt.command.language_model import LOSS, TextTask, Training, first_chunk
@@ -31,6 +32,7 @@ class TextRun(NamedTuple):
 
     arguments: argparse.Namespace
     task: TextTask
+    mesh: Mesh | None  # the devices that the streams are divided among, where there are several
     update: Update
     begin: TrainState
     settings: dict[str, Any]  # what the parameters at the end depend on
@@ -39,8 +41,9 @@ class TextRun(NamedTuple):
 def prepare_text(argv: Sequence[str]) -> Callable[[], None]:
     """What runs once the arguments make sense; where they do not, exits with what is wrong, and writes nothing."""
     arguments, refuse = text_arguments(argv)
+    mesh = None if arguments.online else devices.over(arguments.devices, arguments.batch, refuse)
     task = _text_task(arguments, refuse)
-    run = TextRun(arguments, task, *_update(task, arguments), _settings(task, arguments))
+    run = TextRun(arguments, task, mesh, *_update(task, arguments, mesh), _settings(task, arguments))
     try:
         found = records.find_checkpoint(arguments.checkpoint, run.settings, run.begin, arguments.steps)
     except ValueError as error:
@@ -83,22 +86,25 @@ def _model(arguments: argparse.Namespace, vocabulary: int) -> jb.Cell:
     return language_model.with_embedding(cell, vocabulary, arguments.embedding)
 
 
-def _gradients(task: TextTask, arguments: argparse.Namespace) -> tuple[Gradient, Gradient]:
-    """The gradient that is trained with, and the same by `jax.grad`."""
+def _gradients(task: TextTask, arguments: argparse.Namespace, mesh: Mesh | None) -> tuple[Gradient, Gradient]:
+    """The gradient that is trained with, and the same by `jax.grad` on one device."""
     if arguments.exact:
-        return jb.bptt(task.model, LOSS, reduction="mean"), jb.reference.bptt(task.model, LOSS, reduction="mean")
-    of = task.model, LOSS, arguments.k1, arguments.k2
-    return jb.truncated_bptt(*of, reduction="mean"), jb.reference.truncated_bptt(*of, reduction="mean")
+        ours, other = (of.bptt(task.model, LOSS, reduction="mean") for of in (jb, jb.reference))
+    else:
+        of = task.model, LOSS, arguments.k1, arguments.k2
+        ours, other = (by.truncated_bptt(*of, reduction="mean") for by in (jb, jb.reference))
+    return ours if mesh is None else jb.data_parallel(ours, mesh, devices.AXIS), other
 
 
-def _update(task: TextTask, arguments: argparse.Namespace) -> tuple[Update, TrainState]:
+def _update(task: TextTask, arguments: argparse.Namespace, mesh: Mesh | None) -> tuple[Update, TrainState]:
     """The update that is trained with, and where training begins."""
     chunk, batch = task.inputs.shape[1:]
     per_chunk = chunk // arguments.k1 if arguments.online else 1
     chosen = chosen_optimizer(arguments, arguments.steps * per_chunk)
     params, carry = task.model.init(_keys(arguments)[0]), task.model.initial_state(batch)
     if not arguments.online:
-        return jb.training.train_step(_gradients(task, arguments)[0], chosen), jb.training.init(params, chosen, carry)
+        begin = devices.placed(jb.training.init(params, chosen, carry), mesh)
+        return jb.training.train_step(_gradients(task, arguments, mesh)[0], chosen), begin
     k1, k2 = arguments.k1, arguments.k2
     online = jb.training.train_online(task.model, LOSS, chosen, k1, k2, reduction="mean")
     return online.update, online.init(params, carry, task.inputs[0], task.targets[0])
@@ -142,18 +148,22 @@ def _print_task(run: TextRun, out: Console) -> None:
     )
     out.print(
         f"model: {arguments.cell}, {arguments.layers} x {arguments.hidden} units, {size:,} parameters; "
-        f"chunks of {chunk} steps, {batch} streams, {chunks} chunks a pass\n"
+        f"chunks of {chunk} steps, {batch} streams, {chunks} chunks a pass"
     )
+    if run.mesh is not None:
+        out.print(f"runs on {run.mesh.size} devices, {batch // run.mesh.size} streams on each")
+    out.print()
 
 
 def _check_gradient(run: TextRun, out: Console) -> None:
     """Print the hand-rolled gradient beside that of `jax.grad`, and the truncated beside the exact one."""
-    arguments, task, params = run.arguments, run.task, run.begin.params
+    arguments, task, params = run.arguments, run.task, jax.device_get(run.begin.params)
     steps = arguments.chunk if arguments.exact else min(arguments.chunk, arguments.k2 + 7 * arguments.k1)
     kind = "exact" if arguments.exact else f"truncated, k1 = {arguments.k1}, k2 = {arguments.k2}"
-    gradient, reference = _gradients(task, arguments)
+    gradient, reference = _gradients(task, arguments, run.mesh)
     comparison = compare_gradients(gradient, reference, *first_chunk(task, params, steps))
-    terminal.print_comparison(out, f"Gradient of {steps} steps ({kind}), hand-rolled beside jax.grad", comparison)
+    title = f"Gradient of {steps} steps ({kind}), hand-rolled beside jax.grad"
+    terminal.print_comparison(out, title, comparison, 1 if run.mesh is None else run.mesh.size)
     if not arguments.exact:
         exact = jb.bptt(task.model, LOSS, reduction="mean")
         cosine, norm, difference = distance(gradient, exact, *first_chunk(task, params))
@@ -187,7 +197,7 @@ def _train_text(run: TextRun, training: Training, out: Console) -> Training:
 
 def _report(run: TextRun, training: Training, out: Console) -> None:
     """Print the table and a sample, and draw the picture."""
-    task, untrained, params = run.task, run.begin.params, training.state.params
+    task, (untrained, params) = run.task, jax.device_get((run.begin.params, training.state.params))
     counted = {
         "unigram": ngrams.unigram_bits(task.corpus),
         "bigram": ngrams.bigram_bits(task.corpus),

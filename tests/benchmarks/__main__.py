@@ -1,4 +1,7 @@
-"""python -m tests.benchmarks: run the tables, print them, write them as JSON and as a picture."""
+"""python -m tests.benchmarks: run the tables, print them, write them as JSON and as a picture.
+
+With `--device` those for a GPU or TPU, on whatever JAX finds, and then the zoo.
+"""
 
 import argparse
 import json
@@ -15,7 +18,7 @@ import jax
 
 from jax_bptt import plots
 
-from . import tables
+from . import tables, zoo
 from .measure import Measured, measure, product_rate
 
 TABLES = {
@@ -26,7 +29,10 @@ TABLES = {
     "overlapping": (tables.overlapping, tables.TRUNCATED),
     "training": (tables.training, tables.STREAMS),
 }
-LARGEST_DIFFERENCE = 1e-5
+DEVICE_TABLES = {"device": (tables.on_a_device, tables.ON_A_DEVICE), "chunked": (tables.chunked, tables.ON_A_DEVICE)}
+LARGEST_DIFFERENCE = {"cpu": 1e-5}
+"""Of two gradients, by platform; elsewhere products are of lower precision by default."""
+ELSEWHERE = 1e-2
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Time, temporary memory and compile time of our gradients beside those of jax.grad, Flax, Equinox "
         "and PyTorch (where installed), medians of repeats in turns, float32, compiled, on this machine.",
     )
-    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES), help="which tables; all by default")
+    parser.add_argument("--only", nargs="+", choices=TABLES, help="which tables; all by default")
+    parser.add_argument("--device", action="store_true", help="those for a GPU or TPU, and the zoo, on what JAX finds")
     parser.add_argument(
         "--cells", nargs="+", choices=tables.CELLS, default=list(tables.CELLS), help="which cells; all by default"
     )
@@ -50,17 +57,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, default=Path("benchmark"), help="folder of benchmark.json and benchmark.png"
     )
     options = parser.parse_args(argv)
+    if options.only and options.device:
+        parser.error("argument --only: found with --device, expected one or the other")
     if options.repeats < 1:
         parser.error(f"argument --repeats: found {options.repeats}, expected at least 1")
     repeats = 1 if options.quick else options.repeats
     options.out.mkdir(parents=True, exist_ok=True)
 
+    chosen = DEVICE_TABLES if options.device else {name: TABLES[name] for name in options.only or TABLES}
+    largest = LARGEST_DIFFERENCE.get(jax.default_backend(), ELSEWHERE)
     rate = product_rate(repeats)
     machine = _machine() | {"product_gflops": round(rate / 1e9, 1)}
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
     found = []
-    for name in options.only:
-        make, shapes = TABLES[name]
+    for make, shapes in chosen.values():
         for row in make(tables.QUICK if options.quick else shapes, options.cells):
             measured = measure(row.contenders, repeats)
             record = _record(row, measured, rate)
@@ -68,9 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(_heading(record), flush=True)
             print(_line(record), flush=True)
             found.append(record)
-            wrong = {m.name: m.difference for m in measured if not m.difference <= LARGEST_DIFFERENCE}
+            wrong = {m.name: m.difference for m in measured if not m.difference <= largest}
             if wrong:
-                raise SystemExit(f"{row.table}, {row.cell}, {row.shape}: differ by more than 1e-5 from ours: {wrong}")
+                raise SystemExit(
+                    f"{row.table}, {row.cell}, {row.shape}: differ by more than {largest:g} from ours: {wrong}"
+                )
             (options.out / "benchmark.json").write_text(
                 json.dumps({"machine": machine, "rows": found}, indent=1) + "\n"
             )
@@ -80,11 +92,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             c["name"]: r["contenders"][0]["seconds"] / c["seconds"] for c in r["contenders"][1:]
         }
         for r in found
-        if r["table"] == "exact"
+        if r["table"] in ("exact", "on a device")
     }
     if speed:
         plots.speeds(speed).savefig(options.out / "benchmark.png", dpi=150)
     print(f"written: {options.out / 'benchmark.json'}" + (f", {options.out / 'benchmark.png'}" if speed else ""))
+    if options.device:
+        print()
+        zoo.main(["--quick", "--only", "spikes"] if options.quick else ["--repeats", str(repeats)])
 
 
 def _machine() -> dict[str, Any]:
@@ -100,6 +115,7 @@ def _machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "device": jax.devices()[0].device_kind,
+        "precision of products": jax.config.jax_default_matmul_precision or "default",
         "python": platform.python_version(),
     } | versions
 

@@ -69,6 +69,19 @@ def jax_grad(step: Step, unroll: int = 1) -> Callable:
     return jax.value_and_grad(objective, has_aux=True)
 
 
+def hoisted(cell: str, unroll: int) -> Callable:
+    """`jax.grad` of one `lax.scan`, the products with x and with C taken out of it by hand."""
+    step = functools.partial(_STEPS[cell], lambda W, x: x if W is None else x @ W.T, lambda b: b, -1)
+    of_inputs = "B" if cell == "elman" else "W_ih"
+
+    def objective(params, state, xs, targets):
+        left = params | {of_inputs: None, "C": None}
+        state, hs = jax.lax.scan(functools.partial(step, left), state, xs @ params[of_inputs].T, unroll=unroll)
+        return summed_loss(hs @ params["C"].T, targets), state
+
+    return jax.value_and_grad(objective, has_aux=True)
+
+
 def jax_grad_columns(step: Step) -> Callable:
     """`jax.grad` of one `lax.scan` over steps in columns, which gets and returns arrays in rows."""
 
@@ -139,18 +152,22 @@ def flax_rnn(cell: str, params: Any) -> tuple[Callable, Any, Callable[[Any], jax
 
 
 def torch_rnn(cell: str, params: Any, xs: Any, targets: Any, threads: int) -> Callable[[], tuple[Any, Any]]:
-    """PyTorch's `nn.RNN`, `nn.GRU` or `nn.LSTM` with a linear readout: loss and gradient of the recurrent weights."""
+    """PyTorch's `nn.RNN`, `nn.GRU` or `nn.LSTM` with a linear readout: loss and gradient of the recurrent weights.
+
+    On a GPU, where it finds one, which is by cuDNN.
+    """
     import numpy as np
     import torch
 
     torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def tensor(a):
-        return torch.from_numpy(np.array(a))
+        return torch.from_numpy(np.array(a)).to(device)
 
     inputs, hidden = xs.shape[-1], params["C"].shape[1]
     make = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell]
-    module = make(inputs, hidden, bias=cell != "elman")
+    module = make(inputs, hidden, bias=cell != "elman").to(device)
     named = {"elman": {"A": "weight_hh_l0", "B": "weight_ih_l0"}}.get(
         cell, {name: f"{'weight' if name[0] == 'W' else 'bias'}_{name[2:]}_l0" for name in params if name != "C"}
     )
@@ -166,7 +183,7 @@ def torch_rnn(cell: str, params: Any, xs: Any, targets: Any, threads: int) -> Ca
         hs, _ = module(xs)
         loss = 0.5 * ((hs @ C.T - targets) ** 2).sum()
         loss.backward()
-        return loss.item(), module.weight_hh_l0.grad.numpy()
+        return loss.item(), module.weight_hh_l0.grad.cpu().numpy()
 
     return run
 

@@ -53,6 +53,12 @@ TRUNCATED = [
 ]
 STREAMS = [Shape(4096, 1, 32, 128, 32), Shape(4096, 32, 32, 64, 32)]
 LONG = [Shape(65536, 8, 32, 64, 32)]
+ON_A_DEVICE = [
+    Shape(512, 32, 64, 256, 64),
+    Shape(1024, 1, 32, 512, 32),
+    Shape(512, 128, 64, 64, 64),
+    Shape(512, 256, 256, 1024, 256),
+]
 QUICK = [Shape(32, 2, 3, 8, 4)]
 CELLS = ("elman", "gru", "lstm")
 
@@ -71,6 +77,19 @@ def exact(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
             *task.torch(),
         ]
         yield Row("exact", cell, shape, contenders, task.flops)
+
+
+def on_a_device(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:
+    """Exact gradients beside what a user would write for a GPU or TPU, and, by PyTorch, cuDNN."""
+    for cell, shape, task in _tasks(shapes, cells):
+        step = peers.rows(cell)
+        contenders = [
+            task.compiled("ours", jb.bptt(task.cell, jb.losses.squared_error)),
+            *(task.compiled(f"scan, unroll {n}", peers.jax_grad(step, unroll=n)) for n in (1, 4, 8, 16)),
+            task.compiled("products hoisted, unroll 8", peers.hoisted(cell, unroll=8)),
+            *task.torch(),
+        ]
+        yield Row("on a device", cell, shape, contenders, task.flops)
 
 
 def boundaries(shapes: Sequence[Shape], cells: Sequence[str]) -> Iterator[Row]:

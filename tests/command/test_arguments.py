@@ -58,6 +58,10 @@ def test_an_out_that_cannot_be_written(out, message, tmp_path, capsys, monkeypat
         (["digits", "--k2", "0"], "--k2: found 0, expected a whole number of at least 1"),
         (["digits", "--out", "digits.docx"], "--out: found digits.docx, expected a name that ends in one of"),
         (["digits", "--chunk", "3"], "unrecognized arguments: --chunk 3"),
+        (["--devices", "3"], "--devices: found 3, expected a divisor of --batch, which is 32"),
+        (["--devices", "16", "--batch", "64"], "--devices: found 16, expected at most 2, the devices that there are"),
+        (["--devices", "2", "--online"], "--devices: found 2 with --online, expected 1"),
+        (["--devices", "0"], "--devices: found 0, expected a whole number of at least 1"),
         (["--cell", "transformer"], "--cell: invalid choice: 'transformer'"),
         (["--chunk", "1000000"], "expected at least 32000001 for one chunk of 1000000 steps"),
     ],
@@ -82,7 +86,7 @@ def test_help_names_every_option_with_its_default(capsys):
     assert options == {
         *("--help", "--version", "--text", "--chunk", "--batch", "--cell", "--hidden", "--layers", "--embedding"),
         *("--k1", "--k2", "--exact", "--steps", "--online", "--optimizer", "--lr", "--clip", "--seed"),
-        *("--checkpoint", "--every", "--resume", "--log", "--sample", "--temperature", "--out"),
+        *("--devices", "--checkpoint", "--every", "--resume", "--log", "--sample", "--temperature", "--out"),
     }
     assert out.count("(default: ") == len(options) - 2
     assert "Ctrl-C" in out

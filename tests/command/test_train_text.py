@@ -87,6 +87,21 @@ def test_a_seed_repeats_a_run(small_text, tmp_path):
     assert held_out(first) != held_out(other)
 
 
+def test_streams_divided_among_devices_are_learnt_as_on_one(small_text, tmp_path):
+    arguments = ["--text", small_text, *SMALL, "--batch", "16", "--steps", "6", "--sample", "0"]
+    told = {}
+    for count in (1, 2):
+        done = run(*arguments, "--devices", str(count), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert ("runs on 2 devices, 8 streams on each" in done.stdout) == (count == 2)
+        assert re.search(rf"jax_bptt on 2 devices +│ +{NUMBER} (ms|s) │ +{NUMBER} MiB", done.stdout) or count == 1
+        differences = re.findall(r"│ (?:E|cell\S+) +│ +(\S+) │", done.stdout)
+        assert all(float(d) < 1e-5 for d in differences)
+        told[count] = held_out(done.stdout)
+    assert told[2] == pytest.approx(told[1], abs=2e-3)
+
+
 def _sample(out: str) -> str:
     return out[out.index("Sample at") : out.index("picture:")]
 
