@@ -3,12 +3,14 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
+from jaxprs import equations
 from problems import PROBLEMS, arguments, difference
 
 import jax_bptt as jb
@@ -80,6 +82,21 @@ def test_one_sum_after_all_loops(name):
     assert " all-reduce" in text[text.index("\nENTRY ") :]
     for movement in ("all-gather", "all-to-all", "collective-permute"):
         assert f" {movement}(" not in text
+
+
+@pytest.mark.parametrize("name", ["exact", "chunked", "overlapping"])
+def test_products_are_those_of_one_device(name):
+    """Rows first, weights turned once, sums over rows as one product: as of a batch of that size by itself."""
+    problem = PROBLEMS["lstm"]
+    gradient = GRADIENTS[name](problem.model, problem.loss)
+
+    def products(function, batch):
+        jaxpr = jax.make_jaxpr(function)(*arguments(problem, 0, 48, batch)).jaxpr
+        found = [e for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+        shapes = [tuple(v.aval.shape for v in e.invars) for e in found]
+        return Counter(zip(shapes, [e.params["dimension_numbers"] for e in found], strict=True))
+
+    assert products(jb.data_parallel(gradient), 64) == products(gradient, 32)
 
 
 def test_the_state_stays_where_it_is():

@@ -362,7 +362,7 @@ def product(
 def contracted_axes(eqn: Equation) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The axes that a product contracts; None where it is none that `product` can rewrite."""
     known = {"dimension_numbers", "precision", "preferred_element_type", "out_sharding"}
-    if eqn.primitive.name != "dot_general" or eqn.params.keys() - known or eqn.params.get("out_sharding") is not None:
+    if eqn.primitive.name != "dot_general" or eqn.params.keys() - known or is_placed(eqn):
         return None
     if type(eqn.params["precision"]) not in (
         type(None),
@@ -372,6 +372,15 @@ def contracted_axes(eqn: Equation) -> tuple[tuple[int, ...], tuple[int, ...]] | 
         return None
     (left, right), batched = eqn.params["dimension_numbers"]
     return None if any(map(len, batched)) else (tuple(left), tuple(right))
+
+
+def is_placed(eqn: Equation) -> bool:
+    """Whether an equation says how its result is divided among devices.
+
+    Not so by a sharding that divides nothing, which derivatives of products have inside a `shard_map`.
+    """
+    told = (eqn.params.get("sharding"), eqn.params.get("out_sharding"))
+    return any(where is not None and any(getattr(where, "spec", ["unknown"])) for where in told)
 
 
 def rows_first(

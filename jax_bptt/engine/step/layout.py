@@ -87,7 +87,7 @@ _ALONG |= {f"cum{name}": "axis" for name in ("sum", "prod", "max", "min", "logsu
 def _params_along(eqn: graph.Equation, order: Order) -> dict[str, Any] | None:
     """The params with which an equation does to turned operands what it does to them; None where it has none."""
     name, params = eqn.primitive.name, eqn.params
-    if params.get("sharding") is not None or params.get("out_sharding") is not None:
+    if graph.is_placed(eqn):
         return None
     if graph.is_elementwise(eqn):
         is_alike = graph.shape_of(eqn.outvars[0]).ndim == len(order)  # but for bits read as numbers of another width
