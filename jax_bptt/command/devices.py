@@ -20,8 +20,8 @@ AXIS = "batch"
 STREAMS = 8
 """Of each device at least, where it is left to us: with fewer, a step's products are too small to divide.
 
-(Measured on two CPU cores, a GRU of H = 128 and an embedding of 32, chunks of 64 steps: with 32 streams an update on
-two devices took 0.7 of the time of one, with 8 streams 0.9.)
+(Measured on two CPU cores, updates of the default model on chunks of 64 steps: of 4, 8, 16, 32 and 64 streams two
+devices took 1.18, 0.86, 0.99, 0.87 and 0.67 of the time of one.)
 """
 
 
