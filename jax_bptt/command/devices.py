@@ -2,6 +2,7 @@
 
 mesh = devices.over(asked, batch, refuse)      None where there is but one
 state = devices.placed(state, mesh)            the carry along the batch, all else everywhere
+    params = devices.on_one(state.params)      and back
 """
 
 import contextlib
@@ -10,9 +11,11 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_bptt.model import PyTree
 from jax_bptt.training import TrainState
 
 AXIS = "batch"
@@ -56,6 +59,11 @@ def _devices(wanted: int) -> list[Any]:
         with contextlib.suppress(RuntimeError):  # JAX has begun, and has those that it has
             jax.config.update("jax_num_cpu_devices", wanted)
     return jax.devices()
+
+
+def on_one(tree: PyTree) -> PyTree:
+    """Arrays that are on one device, and bound to none."""
+    return jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
 def placed(state: TrainState, mesh: Mesh | None) -> TrainState:

@@ -157,7 +157,7 @@ def _print_task(run: TextRun, out: Console) -> None:
 
 def _check_gradient(run: TextRun, out: Console) -> None:
     """Print the hand-rolled gradient beside that of `jax.grad`, and the truncated beside the exact one."""
-    arguments, task, params = run.arguments, run.task, jax.device_get(run.begin.params)
+    arguments, task, params = run.arguments, run.task, devices.on_one(run.begin.params)
     steps = arguments.chunk if arguments.exact else min(arguments.chunk, arguments.k2 + 7 * arguments.k1)
     kind = "exact" if arguments.exact else f"truncated, k1 = {arguments.k1}, k2 = {arguments.k2}"
     gradient, reference = _gradients(task, arguments, run.mesh)
@@ -197,7 +197,7 @@ def _train_text(run: TextRun, training: Training, out: Console) -> Training:
 
 def _report(run: TextRun, training: Training, out: Console) -> None:
     """Print the table and a sample, and draw the picture."""
-    task, (untrained, params) = run.task, jax.device_get((run.begin.params, training.state.params))
+    task, (untrained, params) = run.task, devices.on_one((run.begin.params, training.state.params))
     counted = {
         "unigram": ngrams.unigram_bits(task.corpus),
         "bigram": ngrams.bigram_bits(task.corpus),
