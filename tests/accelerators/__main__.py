@@ -80,13 +80,13 @@ def one_shape(target: str, found: list[Any], cell: str, shape: Sequence[int], on
         seconds = time.perf_counter() - start
         program = read(made.as_text(), target)
         whole = loop(program, program.entry)
-        last = whole.cycles() / 1e6 if target == "tpu" else launches(sequence, whole)
         memory = made.memory_analysis().temp_size_in_bytes / 2**20
-        figures[name] = Figures(whole.total(), last, memory)
+        costs = {"cycles": whole.cycles() / 1e6} if target == "tpu" else {"launches": launches(sequence, whole)}
+        figures[name] = Figures(whole.total(), memory, **costs)
         often = [f"{len(steps.kernels)}" for n, steps in whole.steps() if 2 * n >= shape[0] // 8 or n >= 32]
         print(
             f"| {cell} | {', '.join(map(str, shape))} | {name}{mark} | {seconds:.1f} s | {memory:.1f} MiB | "
-            f"{', '.join(often)} | {whole.total()} | {whole.total() / figures[SCANS[0]].kernels:.2f} | {last:.6g} |",
+            f"{', '.join(often)} | {whole.total()} | {whole.total() / figures[SCANS[0]].kernels:.2f} | {next(iter(costs.values())):.6g} |",
             flush=True,
         )
         if name in OURS:
