@@ -83,10 +83,11 @@ def one_shape(target: str, found: list[Any], cell: str, shape: Sequence[int], on
         memory = made.memory_analysis().temp_size_in_bytes / 2**20
         costs = {"cycles": whole.cycles() / 1e6} if target == "tpu" else {"launches": launches(sequence, whole)}
         figures[name] = Figures(whole.total(), memory, **costs)
+        (last,) = costs.values()
         often = [f"{len(steps.kernels)}" for n, steps in whole.steps() if 2 * n >= shape[0] // 8 or n >= 32]
         print(
             f"| {cell} | {', '.join(map(str, shape))} | {name}{mark} | {seconds:.1f} s | {memory:.1f} MiB | "
-            f"{', '.join(often)} | {whole.total()} | {whole.total() / figures[SCANS[0]].kernels:.2f} | {next(iter(costs.values())):.6g} |",
+            f"{', '.join(often)} | {whole.total()} | {whole.total() / figures[SCANS[0]].kernels:.2f} | {last:.6g} |",
             flush=True,
         )
         if name in OURS:
