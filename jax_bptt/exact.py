@@ -46,12 +46,13 @@ def bptt(
         reduction: "sum", Σ mask·ℓ over all steps and examples; or "mean", that over the sum of the weights (0, with
             gradients of 0, where the weights sum to 0).
         window: steps in one window, the stretch of time whose steps are done at once; chosen by
-            `jax_bptt.engine.plan.default_window` where None, on a GPU by `on_gpu` beside it. Any size gives the same
-            gradient.
+            `jax_bptt.engine.plan.default_window` where None, which gives them more rows on a GPU. Any size gives the
+            same gradient.
         save: what the forward pass keeps: "dots", of every step the little with which the backward pass need not
             compute a product of the transition again; "states", every state; or "boundaries", the first state of each
             window, from which the backward pass runs it again: O(√T) memory for one more forward pass. None is one of
-            the first two, as `jax_bptt.engine.plan.default_save` chooses, and "states" on a GPU.
+            the first two, as `jax_bptt.engine.plan.default_save` chooses, and on a GPU "states" where there are
+            several windows.
         unroll: time steps in one body of the compiled loops, as in `lax.scan`. None is 1, and on a GPU, where each body
             is launched, up to `jax_bptt.engine.plan.BODY_ON_GPU`. Any number gives the same gradient.
         burn_in: the first steps only bring the state up to date: they have no loss, and no credit reaches them, nor

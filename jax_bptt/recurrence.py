@@ -106,7 +106,7 @@ def scan(
         check_automatic(name, tree)
     nothing = dict.fromkeys(("loss", "params", "targets", "mask", "reset", "reset_state", "loss_dtype"))
     if unroll is not None:
-        asked["unroll"] = unrolled if isinstance(unrolled, bool) else max(1, int(unrolled))
+        asked["unroll"] = True if unrolled is True else max(1, int(unrolled))
     call = Call(
         step=lambda _, carry, x: f(carry, x), state=init, xs=_in_order(xs, reverse), steps=steps, batch=(), **nothing
     )
@@ -210,7 +210,7 @@ def _whole_or_cut(call: Call, truncation: tuple | None, asked: Asked) -> tuple[R
     try:
         everything = Wanted(params=True, state=True), jax.tree.leaves(call.state)
         flat = flatten_call(call, *everything, earlier=read)
-        return flat.recurrence.reading, plan_of(flat, scheduled, unroll=asked.get("unroll"))
+        return flat.recurrence.reading, plan_of(flat, scheduled)
     except Exception:  # whatever has no derivative with respect to all that it closes over, as a `custom_vjp` need not
         return read, None
 
@@ -236,8 +236,8 @@ def _run(
 
         save = plan.save if derive else "boundaries"
 
-        run = run_forward(flat.recurrence, flat.state, flat.inputs, plan.windows, save, emit=emit)
-        end, checkpoints, outputs = run
+        of_call = flat.recurrence, flat.state, flat.inputs, plan.windows, save
+        end, checkpoints, outputs = run_forward(*of_call, emit=emit)
         return (unflatten_state(call, end), join(outputs)), checkpoints
 
     def forwards_to_derive(given: dict[str, PyTree]) -> Any:

@@ -411,12 +411,28 @@ def test_truncation_is_that_of_windows(name, k1, k2, save):
     assert difference(got, want) <= 1e-11
 
 
-@pytest.mark.parametrize("more", [(4.0,), (np.int32(4),), (jnp.int32(4),), (4, False, 0), (4, False, True)], ids=str)
-def test_lengths_and_unrolling_of_other_types(more):
+@pytest.mark.parametrize(
+    "more", [(4.0,), (np.int32(4),), (jnp.int32(4),), (4, False, 0), (4, False, True), (4, False, False)], ids=str
+)
+@pytest.mark.parametrize("options", [{}, {"window": 4}], ids=["as it is", "cut"])
+def test_lengths_and_unrolling_of_other_types(more, options):
     def body(c, _):
         return 2 * c, c
 
-    assert difference(jb.scan(body, jnp.ones(2), None, *more), jax.lax.scan(body, jnp.ones(2), None, *more)) == 0
+    got = jb.scan(body, jnp.ones(2), None, *more, **options)
+    assert difference(got, jax.lax.scan(body, jnp.ones(2), None, *more)) == 0
+
+
+def test_all_steps_of_a_window_in_one_body():
+    def loss(h):
+        last, ys = jb.scan(lambda h, _: (jnp.sin(h), h), h, None, 12, unroll=True, window=4, save="states")
+        return (last * ys).sum()
+
+    loops = [
+        e.params for e in equations(jax.make_jaxpr(jax.grad(loss))(jnp.ones(2)).jaxpr) if e.primitive.name == "scan"
+    ]
+    of_steps = [(p["length"], p["unroll"]) for p in loops if p["length"] == 4]
+    assert of_steps == [(4, 4), (4, 4)]
 
 
 def test_a_callback_that_is_not_to_be_mapped():

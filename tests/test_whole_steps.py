@@ -6,6 +6,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxprs import equations
 from problems import difference
 from steps import normal
 
@@ -181,3 +182,13 @@ def test_lengths_that_are_symbolic(gradient):
     shapes = [jax.ShapeDtypeStruct((steps, *a.shape[1:]) if i > 1 else a.shape, a.dtype) for i, a in enumerate(args)]
     exported = jax.export.export(jax.jit(run))(*shapes)
     assert difference(exported.call(*args), run(*args)) <= 1e-12
+
+
+def test_several_steps_of_a_body_on_a_gpu(as_on_gpu):
+    """Of a step with a loop in it, whole, as many as of another of as many equations."""
+    args = np.ones((N, N)) / N, np.ones((B, N)) / 2, np.ones((16, B, 1)), np.ones((16, B, N))
+    gradient = jb.bptt(inner_loop, LOSS)
+    jaxpr = jax.make_jaxpr(gradient)(*args).jaxpr
+    loops = [e.params for e in equations(jaxpr) if e.primitive.name == "scan" and e.params["length"] == 16]
+    assert {p["unroll"] for p in loops} == {8}
+    assert difference(gradient(*args), jb.reference.bptt(inner_loop, LOSS)(*args)) <= 1e-12

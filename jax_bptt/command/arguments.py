@@ -181,7 +181,7 @@ _TEXT: dict[str, list[Option]] = {
     "training": [
         ("--steps", _count, 1800, "N", "chunks to train on, an update each"),
         ("--devices", _count, _UNTOLD, "N", "devices that the streams are divided among, on a CPU a core each "
-         "(default: all that there are, as long as each has 8 streams; 1 with --online)"),
+         "(default: as many as divide --batch with 8 streams each; 1 with --online)"),
         ("--online", bool, _UNTOLD, "", "an update every --k1 steps of a chunk, each by one window with the newest "
          "parameters (default: one per chunk)"),
         *_optimizer(6e-3),

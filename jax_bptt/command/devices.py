@@ -39,7 +39,7 @@ def over(asked: int | None, batch: int, refuse: Callable[[str], NoReturn]) -> Me
     """
     if asked is not None and batch % asked:
         refuse(f"--devices: found {asked}, expected a divisor of --batch, which is {batch}")
-    found = _devices(asked or _cores())
+    found = _devices(_cores())
     if asked is not None and asked > len(found):
         refuse(f"--devices: found {asked}, expected at most {len(found)}, the devices that there are")
     most = min(len(found), batch // STREAMS)

@@ -117,7 +117,7 @@ def run_window(
 
     def over_steps(unroll: int | bool) -> tuple[Leaves, Trajectory]:
         carry, timed = (start, buffers, jnp.asarray(offset)), (drive, inputs.reset)
-        if unroll == 1 or not isinstance(size, int):
+        if (unroll == 1 and unroll is not True) or not isinstance(size, int):
             (end, all_written, _), _ = scan_steps(written, carry, timed, size)
         else:
             block = size if unroll is True else min(unroll, size)

@@ -101,7 +101,9 @@ def backpropagate(
             end = state_after(flat.recurrence, checkpoints, flat.inputs, plan.windows, ahead)
         return end if state is None else state, got
 
-    return flat, *by_platform(run, plan, on_gpu(plan, flat.recurrence.rows, schedule.grid is None, **asked))
+    recurrence = flat.recurrence
+    there = on_gpu(plan, recurrence.rows, recurrence.bodies.gpu, is_exact=schedule.grid is None, **asked)
+    return flat, *by_platform(run, plan, there)
 
 
 def gradient_alone(flat: FlatCall, objective: Objective, save: Save | None) -> tuple[Leaves, Gradient]:
@@ -114,7 +116,8 @@ def gradient_alone(flat: FlatCall, objective: Objective, save: Save | None) -> t
         end, checkpoints, _ = run_forward(recurrence, flat.state, flat.inputs, plan.windows, plan.save)
         return end, run_reverse(flat, checkpoints, objective, [None] * len(end), scheduled, plan)
 
-    return by_platform(run, plan, on_gpu(plan, recurrence.rows, is_exact=False, save=save))
+    there = on_gpu(plan, recurrence.rows, recurrence.bodies.gpu, is_exact=False, save=save)
+    return by_platform(run, plan, there)
 
 
 def run_burn_in(flat: FlatCall, schedule: Schedule) -> tuple[FlatCall, Leaves | None]:

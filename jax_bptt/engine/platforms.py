@@ -1,7 +1,8 @@
 """One traced function, and of it a program of its own for each platform that it is lowered for.
 
 What differs is how many time steps are one body of a loop, which is chosen at each loop, so that all else is traced but
-once; and, where windows or what is saved of them do, the plan of a call.
+once; and, where windows or what is saved of them do, the plan of a call. (What differs in a single place, `cells` and
+`outer_products` choose there.)
 """
 
 import functools
@@ -14,7 +15,7 @@ Choice = TypeVar("Choice")
 
 
 class Bodies(NamedTuple):
-    """How many time steps are one body of the compiled loops; True for all of them."""
+    """How many time steps are one body of the compiled loops; True for all of a window."""
 
     elsewhere: int | bool = 1
     gpu: int | bool = 1
@@ -24,5 +25,5 @@ def by_platform(run: Callable[[Choice], Any], elsewhere: Choice, gpu: Choice) ->
     """`run(gpu)` where it is lowered for a GPU, else `run(elsewhere)`; traced once where they are the same."""
     if gpu == elsewhere:
         return run(elsewhere)
-    on_gpu = functools.partial(run, gpu)
-    return jax.lax.platform_dependent(cuda=on_gpu, rocm=on_gpu, default=functools.partial(run, elsewhere))
+    of_gpu = functools.partial(run, gpu)
+    return jax.lax.platform_dependent(cuda=of_gpu, rocm=of_gpu, default=functools.partial(run, elsewhere))

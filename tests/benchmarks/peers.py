@@ -154,13 +154,13 @@ def flax_rnn(cell: str, params: Any) -> tuple[Callable, Any, Callable[[Any], jax
 def torch_rnn(cell: str, params: Any, xs: Any, targets: Any, threads: int) -> Callable[[], tuple[Any, Any]]:
     """PyTorch's `nn.RNN`, `nn.GRU` or `nn.LSTM` with a linear readout: loss and gradient of the recurrent weights.
 
-    On a GPU, where it finds one, which is by cuDNN.
+    On a GPU, by cuDNN, where JAX runs on one and PyTorch finds it.
     """
     import numpy as np
     import torch
 
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
 
     def tensor(a):
         return torch.from_numpy(np.array(a)).to(device)

@@ -17,6 +17,8 @@ import jax_bptt as jb
 from tests.benchmarks.kinds import Kind, kinds
 from tests.benchmarks.measure import compiled, measure
 
+ELSEWHERE = 1e-2
+"""How far gradients may be apart where products are of lower precision by default."""
 UNROLLED = (4, 8)
 MOST_LEAVES = 30  # of a state that is unrolled: XLA takes minutes to compile several steps of sixty
 
@@ -102,7 +104,7 @@ def _row(kind: Kind, through_scan: bool, repeats: int) -> tuple[Ratios, str]:
     arguments = kind.arguments()
     made = [compiled(name, way, arguments, _loss_and_gradient) for name, way in ways.items()]
     theirs, mine, *others = measure(made, repeats)
-    if not mine.difference <= kind.tolerance:
+    if not mine.difference <= (kind.tolerance if jax.default_backend() == "cpu" else max(kind.tolerance, ELSEWHERE)):
         raise SystemExit(f"{kind.name}: found gradients that differ by {mine.difference:.1e}")
     memory = (mine.temporary_bytes or 1) / (theirs.temporary_bytes or 1)
     compile_time = (mine.compile_seconds or 1) / (theirs.compile_seconds or 1)

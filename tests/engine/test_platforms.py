@@ -93,11 +93,13 @@ def test_one_traced_function_is_right_for_each_platform():
 
 def test_the_plan_of_a_gpu():
     plan = Plan(Windows(512, 32), "dots", lanes=1)
-    assert on_gpu(plan, 32, is_exact=True) == Plan(Windows(512, 64), "states", lanes=1)
-    assert on_gpu(plan, 32, is_exact=False) == Plan(Windows(512, 32), "states", lanes=1)
-    assert on_gpu(plan, 32, is_exact=True, save="dots", window=32) == plan
+    assert on_gpu(plan, 32, 8, is_exact=True) == Plan(Windows(512, 64), "states", lanes=1)
+    assert on_gpu(plan, 32, 8, is_exact=False) == Plan(Windows(512, 32), "states", lanes=1)
+    assert on_gpu(plan, 32, 8, is_exact=True, save="dots", window=32) == plan
     once = Plan(Windows(12, 12), "dots", lanes=1)
-    assert on_gpu(once, 32, is_exact=True) == once
+    assert on_gpu(once, 32, 8, is_exact=True) == once
+    assert on_gpu(once, 32, 8, is_exact=False) == once._replace(save="states")  # a window that is run alone
+    assert default_window(997, 60, of_rows=ROWS_ON_GPU, body=4) == 32  # none near 34 divides 997
     assert default_window(1000, 1, of_rows=ROWS_ON_GPU, body=BODY_ON_GPU) == 40  # 50 is nearer, and no multiple of 8
     assert [default_bodies(equations).gpu for equations in (30, 100, 1000)] == [8, 4, 1]
     assert default_bodies(30).elsewhere == 1

@@ -379,8 +379,9 @@ def is_placed(eqn: Equation) -> bool:
 
     Not so by a sharding that divides nothing, which derivatives of products have inside a `shard_map`.
     """
-    told = (eqn.params.get("sharding"), eqn.params.get("out_sharding"))
-    return any(where is not None and any(getattr(where, "spec", ["unknown"])) for where in told)
+    told = [eqn.params[name] for name in ("sharding", "out_sharding") if eqn.params.get(name) is not None]
+    specs = [getattr(where, "spec", None) for where in told]
+    return any(spec is None or any(spec) or getattr(spec, "unreduced", ()) for spec in specs)
 
 
 def rows_first(
