@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from jaxprs import equations
 from problems import difference
 
 import jax_bptt as jb
@@ -428,9 +429,8 @@ def test_all_steps_of_a_window_in_one_body():
         last, ys = jb.scan(lambda h, _: (jnp.sin(h), h), h, None, 12, unroll=True, window=4, save="states")
         return (last * ys).sum()
 
-    loops = [
-        e.params for e in equations(jax.make_jaxpr(jax.grad(loss))(jnp.ones(2)).jaxpr) if e.primitive.name == "scan"
-    ]
+    found = equations(jax.make_jaxpr(jax.grad(loss))(jnp.ones(2)).jaxpr)
+    loops = [e.params for e in found if e.primitive.name == "scan"]
     of_steps = [(p["length"], p["unroll"]) for p in loops if p["length"] == 4]
     assert of_steps == [(4, 4), (4, 4)]
 
