@@ -78,9 +78,9 @@ def scan(
         length: T, where xs does not tell.
         reverse: whether to run from the last x to the first; ys are in the order of xs.
         unroll: time steps in one body of the compiled loops; True for all steps of a window, which is less than all;
-            None is 1, and on a GPU more, as for `bptt`.
+            None is 1, and on a GPU more, as for `bptt`, but of a body that is left to `lax.scan`.
         k1, k2: steps from one window's end to the next, and steps that a window reaches back over; both or neither.
-        save, window: as for `bptt`.
+        save, window: as for `bptt`, by default the same on every platform.
 
     Returns:
         The last carry, and the ys, a pytree of `[T, …]`.
@@ -155,8 +155,7 @@ def unroll(
         reverse: whether to run from the last x to the first; outputs, and resets, are in the order of xs.
         k1, k2: steps from one window's end to the next, and steps that a window reaches back over; both or neither.
         reset, reset_state: as in the call of what `bptt` returns, but that the gradient reaches `reset_state`.
-        window: steps in one window of exact BPTT, as for `bptt`.
-        save, unroll: as for `bptt`.
+        window, save, unroll: as for `scan`.
         parallel: windows side by side in the backward pass; more take more memory, and are faster up to a point.
 
     Returns:
@@ -235,7 +234,6 @@ def _run(
             return read_rows(flat.recurrence, rows)
 
         save = plan.save if derive else "boundaries"
-
         of_call = flat.recurrence, flat.state, flat.inputs, plan.windows, save
         end, checkpoints, outputs = run_forward(*of_call, emit=emit)
         return (unflatten_state(call, end), join(outputs)), checkpoints
