@@ -155,7 +155,7 @@ def unroll(
         reverse: whether to run from the last x to the first; outputs, and resets, are in the order of xs.
         k1, k2: steps from one window's end to the next, and steps that a window reaches back over; both or neither.
         reset, reset_state: as in the call of what `bptt` returns, but that the gradient reaches `reset_state`.
-        window, save, unroll: as for `scan`.
+        window, save, unroll: as for `scan`; `unroll` is a number.
         parallel: windows side by side in the backward pass; more take more memory, and are faster up to a point.
 
     Returns:

@@ -1,8 +1,10 @@
-"""The devices that a batch is divided among: on a CPU as many as there are cores, each of which runs its own streams.
+"""The devices that a batch is divided among: on a CPU one for each core.
 
     mesh = devices.over(asked, batch, refuse)      None where there is but one
     state = devices.placed(state, mesh)            the carry along the batch, all else everywhere
     params = devices.on_one(state.params)          and back
+
+Each device runs its own streams by `jax_bptt.data_parallel`.
 """
 
 import contextlib
