@@ -13,6 +13,7 @@ window, whose rows are its steps of all examples, `[W, B]`. Arrays have time fir
 Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is the idea. The rooms:
 
     exact, truncated   the gradient functions: `bptt`, `state_gradients`; `truncated_bptt`
+    forward_mode/      `rtrl`, the exact gradient forwards in time; `snap1`, `eprop`, `uoro`, which approximate it
     parallel           `data_parallel`: any of them over a batch divided among devices
     recurrence         `scan`, which takes the place of `lax.scan`; `unroll`, the same of a step of one example
     reference          the same gradients by `jax.grad`
@@ -29,6 +30,8 @@ Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is
 
 from jax_bptt import batching, cells, diagnostics, losses, reference, training
 from jax_bptt.exact import bptt, state_gradients
+from jax_bptt.forward_mode.carried import eprop, rtrl, snap1
+from jax_bptt.forward_mode.rank_one import uoro
 from jax_bptt.model import Cell
 from jax_bptt.parallel import data_parallel
 from jax_bptt.recurrence import scan, unroll
@@ -42,12 +45,16 @@ __all__ = [
     "cells",
     "data_parallel",
     "diagnostics",
+    "eprop",
     "losses",
     "reference",
+    "rtrl",
     "scan",
+    "snap1",
     "state_gradients",
     "training",
     "truncated_bptt",
     "tune",
     "unroll",
+    "uoro",
 ]

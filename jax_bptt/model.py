@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 
@@ -74,6 +74,18 @@ class OverSequences(Protocol[Result]):
 
 GradientFunction = OverSequences[tuple[tuple[jax.Array, PyTree], PyTree]]
 """`(loss, state), grads = gradient(params, state, xs, targets, mask, reset, reset_state, length)`."""
+
+
+Carried = TypeVar("Carried")
+
+
+class ForwardMode(NamedTuple, Generic[Carried]):
+    """A gradient that is carried forwards in time, as a pair like those of optax."""
+
+    init: Callable[..., Carried]
+    """`init(params, state, xs=None) -> carry`; of `uoro` with `key`."""
+    gradient: Callable[..., tuple[tuple[jax.Array, Carried], PyTree]]
+    """`(loss, carry), grads = gradient(params, carry, xs, targets, mask, reset, reset_state, length)`."""
 
 
 def step_of(model: Model) -> Step:

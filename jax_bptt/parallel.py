@@ -95,14 +95,13 @@ def data_parallel(
 
 def _divide(of_part: Callable[[dict[str, PyTree]], Any], given: dict[str, PyTree], mesh: Mesh, axis: str) -> Any:
     """`of_part(given)`, of arguments that are divided along the batch, its results put together."""
-    batch_of = {name: jax.tree.map(lambda a, n=name: _batch_axis(n, a), tree) for name, tree in given.items()}
 
     def part(a: jax.Array, batch: int | None) -> Any:
         shape = [size // mesh.shape[axis] if i == batch else size for i, size in enumerate(a.shape)]
         return jax.ShapeDtypeStruct(shape, a.dtype)
 
     leaves, structure = jax.tree.flatten(given)
-    axes = jax.tree.leaves(batch_of, is_leaf=lambda a: a is None)
+    axes = [_batch_axis(name, leaf) for name in sorted(given) for leaf in jax.tree.leaves(given[name])]
     parts = jax.tree.unflatten(structure, map(part, leaves, axes))
     made, shapes = (jax.eval_shape(of_part, which) for which in (given, parts))
     whole, result = jax.tree.flatten(made)

@@ -4,13 +4,14 @@
     updates, opt_state   = optimizer.update(grads, opt_state, params)
     params               = params + updates
 
-`train_step` does this once per chunk, with any gradient function; `train_online` every k1 steps, walking a chunk window
-by window in one scan. Either makes an `update(train_state, xs, targets, *, mask=None, reset=None)` from one
-`TrainState` to the next, to be jitted, scanned and donated to as the user likes. Clipping, schedules and gradient
-accumulation are the optimiser's: `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))`,
+`train_step` does this once per chunk, with any gradient function; `train_online` every k1 steps, walking a chunk in one
+scan, window by window or forwards in time. Either makes `update(train_state, xs, targets, *, mask=None, reset=None)`,
+from one `TrainState` to the next, to be jitted, scanned and donated to as the user likes. Clipping, schedules and
+gradient accumulation are the optimiser's: `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))`,
 `optax.MultiSteps(optimizer, 4)`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ import numpy as np
 import optax
 
 from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_like, over_sequences
-from jax_bptt.checks.options import check_options, check_truncation, describe
+from jax_bptt.checks.options import check_count, check_options, check_truncation, describe
 from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import Call, flatten_call, unflatten_state
 from jax_bptt.engine.forward import Rows, read_rows, run_forward
@@ -28,8 +29,22 @@ from jax_bptt.engine.leaves import is_key
 from jax_bptt.engine.objective import objective_of
 from jax_bptt.engine.passes import value_and_gradient
 from jax_bptt.engine.plan import choose_windows
+from jax_bptt.engine.schedule import Schedule
 from jax_bptt.engine.windows import without_leading
-from jax_bptt.model import GradientFunction, Loss, Losses, Model, OverSequences, PyTree, Reduction, Save, step_of
+from jax_bptt.forward_mode.carried import Carry
+from jax_bptt.model import (
+    ForwardMode,
+    GradientFunction,
+    Loss,
+    Losses,
+    Model,
+    OverSequences,
+    PyTree,
+    Reduction,
+    Save,
+    Step,
+    step_of,
+)
 
 
 class TrainState(NamedTuple):
@@ -38,7 +53,8 @@ class TrainState(NamedTuple):
     params: PyTree
     opt_state: optax.OptState
     carry: PyTree
-    """The recurrent state at the end of what was read, of `[B, …]`; or a `Stream`, for online training with k2 > k1."""
+    """The recurrent state at the end of what was read, of `[B, …]`; a `Stream`, for online training with k2 > k1; or
+    what a gradient that is carried forwards in time hands on."""
     step: jax.Array  # how many updates there were, those that were skipped included; an int32 scalar
 
 
@@ -82,7 +98,7 @@ class Update(Protocol):
 class Online(NamedTuple):
     """Online training, as a pair like those of optax: `init` makes what `update` changes."""
 
-    init: Callable[..., TrainState]  # init(params, state, xs=None, targets=None)
+    init: Callable[..., TrainState]  # init(params, state, xs=None, targets=None, key=None)
     update: Update
 
 
@@ -155,15 +171,16 @@ def train_online(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     k1: int,
-    k2: int,
+    k2: int | None = None,
     *,
     losses: Losses = "newest",
     reduction: Reduction = "sum",
     burn_in: int = 0,
     save: Save | None = None,
     skip_nonfinite: bool = False,
+    forward: Callable[..., ForwardMode[Any]] | None = None,
 ) -> Online:
-    """Truncated BPTT as it is used online: an update every k1 steps, each by the gradient of one window of k2.
+    """An update every k1 steps: by truncated BPTT, each by the gradient of one window of k2, or forwards in time.
 
     A window ends at e = k1, 2·k1, …. With the params θ as they are then, and from the stored state h_s, where
     s = max(0, e − max(k1, k2 + burn_in)),
@@ -179,22 +196,28 @@ def train_online(
     Chunks are pieces of one stream: a window reaches back into the chunk before, for which the carry keeps its last
     k2 + burn_in − k1 steps.
 
+    With `forward` no window is kept and k2 is not given: the gradient of the last k1 losses is carried forwards in
+    time, how far back their credit travels being for it to say, and the state is the one that was reached.
+
     Args:
         model, loss, save: as for `bptt`.
         optimizer: of optax.
         k1: steps from one update to the next.
-        k2: steps that a window's credit travels at most.
+        k2: steps that a window's credit travels at most; None with `forward`.
         losses: which a window has, as for `truncated_bptt`: "newest", the last k1; "all", those of its k2 steps;
             "last", that of its last step.
         reduction: as for `bptt`, of the losses of one window.
         burn_in: steps run before a window.
         skip_nonfinite: as for `train_step`.
+        forward: `jb.rtrl`, `jb.snap1`, `jb.eprop` or `jb.uoro`, with options by `functools.partial`, or another
+            function `forward(model, loss, reduction=…)` to a pair `init, gradient`; None for truncated BPTT.
 
     Returns:
         A pair `init, update`, like those of optax.
 
-        * `init(params, state, xs=None, targets=None)`: the `TrainState` to begin with, of copies; where
-          k2 + burn_in > k1, xs and targets are those of a chunk, or arrays like them (`[T, B, …]`, of any T).
+        * `init(params, state, xs=None, targets=None, key=None)`: the `TrainState` to begin with, of copies; where
+          k2 + burn_in > k1, xs and targets are those of a chunk, or arrays like them (`[T, B, …]`, of any T). `key` is
+          for `jb.uoro`.
         * `update(train_state, xs, targets, *, mask=None, reset=None) -> (train_state, metrics)`, with xs and targets of
           `[T, B, …]` for a multiple T of k1, and mask and reset as for `bptt`: T / k1 updates in one `lax.scan`. The
           metrics are arrays of `[T / k1]`, in order.
@@ -209,14 +232,42 @@ def train_online(
         trajectories", 1990; I. Sutskever, "Training recurrent neural networks", 2013, section 2.8.6.
     """
     _check_optimizer(optimizer)
-    step = step_of(model)
+    if forward is not None:
+        _check_forward(forward, k2, losses=losses, burn_in=burn_in, save=save)
+        pair = forward(model, loss, reduction=reduction)
+        return _forwards(pair, optimizer, check_count("k1", k1), skip_nonfinite)
     burn_in, _ = check_options(loss, reduction, burn_in, save)
     k1, k2, _ = check_truncation(k1, k2, losses)
     kept = max(0, k2 + burn_in - k1)
     counted = np.arange(kept + k1) >= {"newest": kept, "all": 0, "last": kept + k1 - 1}[losses]
     scheduled = schedule.exact(kept + k1, burn_in=kept + k1 - k2, returned=k1)
+    gradient = functools.partial(value_and_gradient, reduction=reduction, save=save)
+    updated = functools.partial(_updated, optimizer, skip_nonfinite)
+    return _windows(step_of(model), loss, optimizer, scheduled, counted, gradient, updated)
 
-    def begin(params: PyTree, state: PyTree, xs: PyTree = None, targets: PyTree = None) -> TrainState:
+
+def _windows(
+    step: Step,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    scheduled: Schedule,
+    counted: np.ndarray,
+    gradient: Callable[[Call, Schedule], tuple[tuple[jax.Array, PyTree], PyTree]],
+    updated: Callable[..., tuple[TrainState, Metrics]],
+) -> Online:
+    """Online training with truncated BPTT, of windows of so many steps, those before their first loss included.
+
+    Args:
+        scheduled: that of a window, which returns the state after its first k1 steps, where the next one begins.
+        counted: which of its steps have losses.
+    """
+    k1, kept = scheduled.returned, len(counted) - scheduled.returned
+
+    def begin(
+        params: PyTree, state: PyTree, xs: PyTree = None, targets: PyTree = None, key: jax.Array | None = None
+    ) -> TrainState:
+        if key is not None:
+            raise ValueError(f"key: found {describe(key)}, expected None: nothing is drawn in truncated BPTT")
         return init(params, optimizer, _empty_stream(state, xs, targets, kept) if kept else state)
 
     def update(
@@ -238,17 +289,60 @@ def train_online(
                 mask = jnp.ones((kept + k1, *call.batch), call.loss_dtype) if steps.mask is None else steps.mask
                 mask = jnp.where((live & counted)[:, None], mask, 0).astype(call.loss_dtype)
                 of_window = of_window._replace(mask=mask)
-            (value, carry), grads = value_and_gradient(of_window, scheduled, reduction=reduction, save=save)
+            (value, carry), grads = gradient(of_window, scheduled)
             if kept:
                 read = jnp.minimum(old.carry.read + k1, kept)
                 carry = Stream(carry, read, jax.tree.map(lambda a: a[k1:], steps))
-            return _updated(optimizer, skip_nonfinite, old, value, carry, grads)
+            return updated(old, value, carry, grads)
 
         steps = Steps(call.xs, call.targets, call.mask, call.reset)
         windows = jax.tree.map(lambda a: a.reshape(a.shape[0] // k1, k1, *a.shape[1:]), steps)
         return jax.lax.scan(window, train_state, windows)
 
     return Online(begin, update)
+
+
+def _forwards(pair: ForwardMode[Any], optimizer: optax.GradientTransformation, k1: int, skip_nonfinite: bool) -> Online:
+    """Online training with a gradient that is carried forwards in time."""
+    update_once = train_step(pair.gradient, optimizer, skip_nonfinite=skip_nonfinite)
+
+    def begin(
+        params: PyTree, state: PyTree, xs: PyTree = None, targets: PyTree = None, key: jax.Array | None = None
+    ) -> TrainState:
+        drawn_from = {} if key is None else {"key": key}
+        return init(params, optimizer, pair.init(params, state, xs, **drawn_from))
+
+    def update(
+        train_state: TrainState, xs: PyTree, targets: PyTree, *, mask: Any = None, reset: Any = None
+    ) -> tuple[TrainState, Metrics]:
+        _check_train_state(train_state)
+        given = {"xs": xs, "targets": targets, "mask": mask, "reset": reset}
+        steps = Steps(**{name: arrays(name, tree) for name, tree in given.items()})
+        length = next((len(leaf) for leaf in jax.tree.leaves(steps) if leaf.ndim), 0)
+        if not length or length % k1 or any(leaf.shape[:1] != (length,) for leaf in jax.tree.leaves(steps)):
+            shapes = {name: jax.tree.map(jnp.shape, tree) for name, tree in steps._asdict().items() if tree is not None}
+            raise ValueError(f"xs: found {shapes}, expected [T, …], of a multiple T of k1 = {k1}, one update each")
+        if isinstance(train_state.carry, Carry) and train_state.carry.influence is None:
+            laid_out = pair.init(train_state.params, train_state.carry.state, steps.xs)
+            train_state = train_state._replace(carry=laid_out)
+
+        def window(old: TrainState, new: Steps) -> tuple[TrainState, Metrics]:
+            return update_once(old, new.xs, new.targets, mask=new.mask, reset=new.reset)
+
+        windows = jax.tree.map(lambda a: a.reshape(length // k1, k1, *a.shape[1:]), steps)
+        return jax.lax.scan(window, train_state, windows)
+
+    return Online(begin, update)
+
+
+def _check_forward(forward: Any, k2: Any, **options: Any) -> None:
+    """That what makes a pair does, and that nothing is asked for that only truncated BPTT has."""
+    if not callable(forward):
+        raise TypeError(f"forward: found {describe(forward)}, expected a function, such as jax_bptt.rtrl")
+    for name, default in {"k2": None, "losses": "newest", "burn_in": 0, "save": None}.items():
+        found = k2 if name == "k2" else options[name]
+        if found != default:
+            raise ValueError(f"{name}: found {found!r}, expected {default!r} with `forward`, which keeps no window")
 
 
 def _joined(stream: Stream, new: Steps, shape: tuple[int, ...]) -> Steps:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -169,3 +170,15 @@ def test_two_processes_compute_the_gradient_of_one():
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert sorted(re.findall(r"process (\d) of 2", ran.stdout)) == ["0", "1"]
+
+
+def test_arguments_may_have_none_in_them():
+    def step(params, state, x):
+        h = jnp.tanh(state[1] * params["a"] + x[0])
+        return (None, h), h
+
+    random = np.random.default_rng(0)
+    args = {"a": random.normal(size=3), "b": None}, (None, random.normal(size=(4, 3)))
+    args = *args, (random.normal(size=(5, 4, 3)), None), random.normal(size=(5, 4, 3))
+    gradient = jb.bptt(step, jb.losses.squared_error)
+    assert difference(jax.jit(jb.data_parallel(gradient))(*args), jax.jit(gradient)(*args)) <= 1e-12

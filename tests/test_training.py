@@ -395,3 +395,90 @@ def test_a_carry_or_train_state_of_another_kind_is_named():
         with pytest.raises(TypeError) as caught:
             make(wrong, ARGS.xs, ARGS.targets)
         assert "step(params, state, x) of one example" in "".join(caught.value.__notes__)
+
+
+# Forwards in time.
+
+MODEL_OF_GRU, LOSS_OF_GRU = PROBLEMS["gru"].model, PROBLEMS["gru"].loss
+FORWARDS = {"rtrl": jb.rtrl, "snap1": jb.snap1, "eprop": jb.eprop, "uoro": jb.uoro}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+@pytest.mark.parametrize("k1", [1, 3])
+def test_online_forwards_is_a_loop_of_updates(name, k1):
+    forward, key = FORWARDS[name], {"key": jax.random.key(0)} if name == "uoro" else {}
+    random, optimizer = np.random.default_rng(0), OPTIMIZERS["adam"]
+    mask, reset = random.integers(0, 3, size=(12, B)).astype(float), random.uniform(size=(12, B)) < 0.2
+    args = arguments(PROBLEMS["gru"], 1, 12, B)
+    init, gradient = forward(MODEL_OF_GRU, LOSS_OF_GRU, reduction="mean")
+    gradient = jax.jit(gradient)
+    params, carry, losses = args.params, init(args.params, args.state, **key), []
+    opt_state = optimizer.init(params)
+    for t in range(0, 12, k1):
+        xs, targets, m, r = jax.tree.map(lambda a, t=t: a[t : t + k1], (args.xs, args.targets, mask, reset))
+        (loss, carry), grads = gradient(params, carry, xs, targets, mask=m, reset=r)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params, losses = optax.apply_updates(params, updates), [*losses, loss]
+    online = jb.training.train_online(MODEL_OF_GRU, LOSS_OF_GRU, optimizer, k1, reduction="mean", forward=forward)
+    begin = online.init(args.params, args.state, **key)
+    end, metrics = jax.jit(online.update)(begin, args.xs, args.targets, mask=mask, reset=reset)
+    assert difference((end.params, end.carry, metrics.loss), (params, carry, np.array(losses))) <= 1e-12
+    assert int(end.step) == 12 // k1
+
+
+def test_online_forwards_goes_on_from_chunk_to_chunk():
+    args = arguments(PROBLEMS["gru"], 1, 12, B)
+    online = jb.training.train_online(MODEL_OF_GRU, LOSS_OF_GRU, OPTIMIZERS["adam"], 1, forward=jb.rtrl)
+    begin = online.init(args.params, args.state, args.xs)
+    whole, _ = jax.jit(online.update)(begin, args.xs, args.targets)
+    chunks = jax.tree.map(lambda a: a.reshape(3, 4, *a.shape[1:]), (args.xs, args.targets))
+    end, metrics = jax.lax.scan(lambda state, chunk: online.update(state, *chunk), begin, chunks)
+    assert difference(end, whole) <= 1e-13
+    assert metrics.loss.shape == (3, 4)
+
+
+def two_lags(seed, steps, batch):
+    """Bits; the target is 0.5 + 0.5·(the one three steps ago) − 0.25·(the one eight steps ago)."""
+    bits = np.random.default_rng(seed).integers(0, 2, size=(steps + 8, batch)).astype(float)
+    return bits[8:, :, None], (0.5 + 0.5 * bits[5:-3] - 0.25 * bits[:-8])[..., None]
+
+
+@pytest.mark.parametrize(("name", "left"), [("rtrl", 0.1), ("snap1", 0.4), ("eprop", 0.4), ("uoro", 0.4)])
+def test_forward_methods_train_online_on_two_lags(name, left):
+    """An update at every step; of the loss without memory at most so much is left."""
+    model, random = jb.cells.elman(1, 16, 1, bias=True, output_bias=True), np.random.default_rng(0)
+    params = model.init(jax.random.key(0))
+    params = params | {"A": 0.9 * np.linalg.qr(random.normal(size=(16, 16)))[0]}
+    params = jax.tree.map(lambda a: jnp.asarray(a, "float64"), params)
+    loss, key = jb.losses.squared_error, {"key": jax.random.key(1)} if name == "uoro" else {}
+    online = jb.training.train_online(model, loss, optax.adam(3e-3), 1, reduction="mean", forward=FORWARDS[name])
+    xs, targets = two_lags(0, 3000, 8)
+    _, metrics = jax.jit(online.update)(online.init(params, np.zeros((8, 16)), xs, **key), xs, targets)
+    assert metrics.loss[-300:].mean() < left * targets.var() / 2 < metrics.loss[:10].mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"k2": 4}, ValueError, "k2: found 4, expected None with `forward`"),
+        ({"burn_in": 1}, ValueError, "burn_in: found 1, expected 0 with `forward`"),
+        ({"losses": "all"}, ValueError, "losses: found 'all', expected 'newest' with `forward`"),
+        ({"save": "dots"}, ValueError, "save: found 'dots', expected None with `forward`"),
+        ({"forward": "rtrl"}, TypeError, "forward: found 'rtrl' of type str, expected a function"),
+        ({"k1": 0}, ValueError, "k1: found 0"),
+        ({"forward": None}, TypeError, "k2: found None"),
+    ],
+)
+def test_bad_options_of_online_forwards_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        jb.training.train_online(MODEL, LOSS, SGD, **({"k1": 2, "forward": jb.rtrl} | options))
+
+
+def test_bad_calls_of_online_forwards_are_named():
+    online = jb.training.train_online(MODEL, LOSS, SGD, 4, forward=jb.rtrl)
+    begin = online.init(ARGS.params, ARGS.state)
+    for steps in (6, 0):
+        with pytest.raises(ValueError, match=r"xs: found .*expected \[T, …\], of a multiple T of k1 = 4"):
+            online.update(begin, ARGS.xs[:steps], ARGS.targets[:steps])
+    with pytest.raises(ValueError, match="key: found"):
+        jb.training.train_online(MODEL, LOSS, SGD, 4, 4).init(ARGS.params, ARGS.state, key=jax.random.key(0))

@@ -17,6 +17,7 @@ from jax_bptt.engine.leaves import (
     divide,
     expand_dims_like,
     full,
+    is_key,
     only,
     vary,
     where,
@@ -115,3 +116,22 @@ def masked(loss: Loss) -> Callable[[PyTree, PyTree, jax.Array], jax.Array]:
         return jnp.where(counts, jnp.asarray(weight, value.dtype) * value, jnp.zeros_like(value))
 
     return weighted
+
+
+def instead_of_masked(mask: jax.Array, rows: PyTree) -> PyTree:
+    """The rows, and the first one that is not masked, if there is one, in the place of those that are.
+
+    It is found by sums, since to index a batch that is divided among devices would gather all of it.
+    """
+    counts, axes = mask != 0, tuple(range(mask.ndim))
+    number = jnp.arange(mask.size).reshape(mask.shape)
+    first = number == jnp.where(counts, number, mask.size).min()
+
+    def replace(a: jax.Array) -> jax.Array:
+        if is_key(a):
+            return a
+        alone = jnp.where(expand_dims_like(first, a), a, jnp.zeros_like(a))
+        one = alone.any(axes) if a.dtype == jnp.bool_ else alone.sum(axes, dtype=a.dtype)
+        return jnp.where(expand_dims_like(counts, a), a, one)
+
+    return jax.tree.map(replace, rows)

@@ -18,16 +18,14 @@ windows run side by side (`reverse_truncated`) or, where they meet, one after th
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import Recurrence, Wrt
 from jax_bptt.engine.forward import Rows, project_rows, read_rows
-from jax_bptt.engine.leaves import Leaves, add, combine, differentiable, expand_dims_like, is_key, only, where, zeros
-from jax_bptt.engine.objective import Objective
+from jax_bptt.engine.leaves import Leaves, add, combine, differentiable, expand_dims_like, only, where, zeros
+from jax_bptt.engine.objective import Objective, instead_of_masked
 from jax_bptt.engine.outer_products import with_outer_products
 from jax_bptt.engine.step.pullback import transition_partials
 from jax_bptt.engine.windows import scan_steps
-from jax_bptt.model import PyTree
 
 
 class Gradient(NamedTuple):
@@ -86,7 +84,7 @@ def credit_from_losses(
     parts, (targets, mask) = recurrence.parts, (objective.targets, objective.mask)
     if objective.masked:
         assert mask is not None
-        rows, targets = _instead_of(mask, (rows, targets))
+        rows, targets = instead_of_masked(mask, (rows, targets))
 
     def outputs(w: Leaves, after: Leaves, x: Leaves, before: Leaves) -> tuple[Leaves, Any]:
         inputs = rows.inputs._replace(x=combine(x, rows.inputs.x))
@@ -115,25 +113,6 @@ def credit_from_losses(
         assert mask is not None
         credit = Credit(losses, *(where((mask != 0).any(), bar) for bar in credit[1:]))
     return credit
-
-
-def _instead_of(mask: jax.Array, rows: PyTree) -> PyTree:
-    """The rows, and the first one that is not masked, if there is one, in the place of those that are.
-
-    It is found by sums, since to index a batch that is divided among devices would gather all of it.
-    """
-    counts, axes = mask != 0, tuple(range(mask.ndim))
-    number = jnp.arange(mask.size).reshape(mask.shape)
-    first = number == jnp.where(counts, number, mask.size).min()
-
-    def replace(a: jax.Array) -> jax.Array:
-        if is_key(a):
-            return a
-        alone = jnp.where(expand_dims_like(first, a), a, jnp.zeros_like(a))
-        one = alone.any(axes) if a.dtype == jnp.bool_ else alone.sum(axes, dtype=a.dtype)
-        return jnp.where(expand_dims_like(counts, a), a, one)
-
-    return jax.tree.map(replace, rows)
 
 
 class Linearised(NamedTuple):

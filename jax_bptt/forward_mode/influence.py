@@ -1,0 +1,321 @@
+"""The influence of the params on the state, M_t = ∂h_t/∂θ, without the numbers of it that are always zero.
+
+    M_t = (∂h_t/∂h_{t−1}) M_{t−1} + ∂⁺h_t/∂θ
+
+For each leaf of the state and each leaf of the params, M has the axes of both. Where an element of a param has to do
+with one unit alone along an axis of the state, that axis is left out (`engine/step/structure` calls it aligned): of
+a Jacobian that is elementwise, all of them are, and M has the size of the params. The axes that are left, the free
+ones, stand in front: `[B, free axes of the leaf of the state, axes of the param]`.
+
+Both Jacobians are made of pullbacks of δ: ones along aligned axes, since their units have nothing to do with each
+other, one after the other along free axes. So a step with a custom derivative has its own.
+
+SnAp-1 (`diagonal`) leaves out what ∂⁺h_t/∂θ leaves out, whatever ∂h_t/∂h_{t−1} says, of which it takes the entries
+between what is left: of a matrix, the diagonal.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.leaves import Leaves, accumulator, add, combine, differentiable, nbytes, only, vary, varying
+from jax_bptt.engine.step import graph
+from jax_bptt.engine.step.structure import Alignment, Units, alignments, compose, is_equal, join
+from jax_bptt.engine.windows import vmap_leading
+from jax_bptt.forward_mode.recursion import Credit, Step, in_real_numbers, real_shapes
+from jax_bptt.model import PyTree
+
+Influence = tuple[tuple[jax.Array | None, ...], ...]
+"""M, by leaf of the state and leaf of the params; None where it is zero."""
+
+MATRIX = 8
+"""Units of free axes from which on a sum over them is a product of matrices, and not one of elements."""
+
+
+Alignments: TypeAlias = list[list[Alignment | None]]
+"""By leaf of the state, then by leaf of something; None where that has nothing to do with it."""
+
+
+class Layout(NamedTuple):
+    """Which numbers M has, of one example, in real coordinates."""
+
+    kept: Alignments  # of M
+    immediate: Alignments  # of ∂⁺h_t/∂θ
+    recurrent: Alignments  # of ∂h_t/∂h_{t−1}, by leaf after, then by leaf before the step
+    state: Leaves  # shapes of the leaves of the state
+    params: Leaves
+    diagonal: bool
+
+
+def read_layout(call: Call, *, diagonal: bool) -> Layout:
+    """The layout of M of the step of a call.
+
+    Args:
+        diagonal: whether it is that of SnAp-1.
+    """
+    params, state, x = real_shapes(call)
+    pulled = _pulled(in_real_numbers(call))
+    traced = graph.trace(pulled, params, state, x, differentiable(state))
+    moving = [i for i, leaf in enumerate(differentiable(state)) if leaf is not None]
+    immediate: Alignments = [[None] * len(params) for _ in state]
+    recurrent: Alignments = [[None] * len(state) for _ in state]
+    for i, source in zip(moving, traced.inputs[len(traced.inputs) - len(moving) :], strict=True):
+        found = alignments(traced, source, traced.outputs)
+        immediate[i], of_state = found[: len(params)], found[len(params) :]
+        for j, alignment in zip(moving, of_state, strict=True):
+            recurrent[i][j] = alignment
+    kept = immediate if diagonal else _closed(immediate, recurrent, [p.ndim for p in params])
+    return Layout(kept, immediate, recurrent, state, params, diagonal)
+
+
+def _closed(immediate: Alignments, recurrent: Alignments, ndims: Sequence[int]) -> Alignments:
+    """That of M, which has what ∂⁺h_t/∂θ has, and what steps make of what it has."""
+    kept = immediate
+    while True:
+        known = kept
+        kept = []
+        for i, row in enumerate(immediate):
+            kept.append([])
+            for k, alignment in enumerate(row):
+                for j, between in enumerate(recurrent[i]):
+                    alignment = join(alignment, compose(between, known[j][k], ndims[k]))
+                kept[-1].append(join(known[i][k], alignment))
+        if all(is_equal(a, b) for a, b in zip(itertools.chain(*kept), itertools.chain(*known), strict=True)):
+            return kept
+
+
+def shapes_of(layout: Layout, batch: tuple[int, ...]) -> tuple[tuple[jax.ShapeDtypeStruct | None, ...], ...]:
+    """The shapes of M, of a batch."""
+
+    def of(alignment: Alignment | None, leaf: Any, param: Any) -> jax.ShapeDtypeStruct | None:
+        if alignment is None:
+            return None
+        dtype = accumulator(jnp.result_type(leaf.dtype, param.dtype))
+        return jax.ShapeDtypeStruct((*batch, *_free_sizes(alignment, leaf.shape), *param.shape), dtype)
+
+    rows = zip(layout.kept, layout.state, strict=True)
+    return tuple(tuple(of(a, leaf, p) for a, p in zip(row, layout.params, strict=True)) for row, leaf in rows)
+
+
+def bytes_of(layout: Layout, batch: tuple[int, ...]) -> int:
+    """The size of M, of a batch."""
+    return sum(map(nbytes, jax.tree.leaves(shapes_of(layout, batch))))
+
+
+def carry_over(
+    layout: Layout,
+    batch: tuple[int, ...],
+    step: Step,
+    params: Leaves,
+    before: Leaves,
+    x: PyTree,
+    kept: Influence,
+    credit: Credit,
+) -> tuple[Influence, Leaves]:
+    """M after a step, and what the credit of its losses makes of it."""
+    after = _advance(layout, batch, step, params, before, x, kept)
+    by_after = contribution(layout, batch, after, credit.to_after)
+    return after, add(by_after, contribution(layout, batch, kept, credit.to_before))
+
+
+def _advance(
+    layout: Layout, batch: tuple[int, ...], step: Step, params: Leaves, before: Leaves, x: PyTree, kept: Influence
+) -> Influence:
+    """M after a step."""
+    immediate, recurrent = vmap_leading(_jacobians(layout, step), (None, 0, 0), batch)(params, before, x)
+    axes, shapes = len(batch), shapes_of(layout, batch)
+
+    def of(i: int, k: int) -> jax.Array | None:
+        here, own, shape = layout.kept[i][k], layout.immediate[i][k], shapes[i][k]
+        if here is None or shape is None:
+            return None
+        terms = [] if own is None else [_spread(immediate[i][k], own, here, layout.state[i].shape, axes)]
+        for j, there in enumerate(row[k] for row in layout.kept):
+            if there is not None and layout.recurrent[i][j] is not None:
+                free, rows = _free(here), here if layout.diagonal else None
+                entries = _entries(recurrent[i][free][j], axes, rows, free, there, layout.params[k].ndim)
+                terms.append(_sum_free(entries, kept[j][k], axes, len(free), len(_free(there))))
+        return functools.reduce(jnp.add, [term.astype(shape.dtype) for term in terms])
+
+    places = range(len(layout.params))
+    return tuple(tuple(of(i, k) for k in places) for i in range(len(layout.state)))
+
+
+def contribution(layout: Layout, batch: tuple[int, ...], kept: Influence, credit: Leaves) -> Leaves:
+    """Σ_b creditᵀ M, of each leaf of the params; None where it is zero."""
+    total: Leaves = [None] * len(layout.params)
+    for i, bar in enumerate(credit):
+        for k, there in enumerate(layout.kept[i]):
+            if bar is None or there is None:
+                continue
+            entries = _entries(bar, len(batch), None, (), there, layout.params[k].ndim)
+            made = _sum_free(entries, kept[i][k], len(batch), 0, len(_free(there)), over_batch=True)
+            total[k] = add([total[k]], [made])[0]
+    return total
+
+
+# One example.
+
+
+def _pulled(step: Step) -> Callable[[Leaves, Leaves, PyTree, Leaves], tuple[Leaves, Leaves]]:
+    """The pullback of a step, of all params and of the leaves of the state that have a derivative."""
+
+    def pulled(params: Leaves, before: Leaves, x: PyTree, delta: Leaves) -> tuple[Leaves, Leaves]:
+        def after(some_params: Leaves, some: Leaves) -> Leaves:
+            return only(delta, step(some_params, combine(some, before), x)[0])
+
+        params_bar, before_bar = jax.vjp(after, params, only(delta, before))[1](delta)
+        return params_bar, before_bar
+
+    return pulled
+
+
+def _jacobians(layout: Layout, step: Step) -> Callable[[Leaves, Leaves, PyTree], tuple[Any, Any]]:
+    """Of an example, ∂⁺h_t/∂θ as its own layout has it, and ∂h_t/∂h_{t−1}.
+
+    This is of each leaf after the step, by which axes of it are free, for each leaf before the step; of SnAp-1 all of
+    its axes are there.
+    """
+
+    def of_example(params: Leaves, before: Leaves, x: PyTree) -> tuple[Any, Any]:
+        moving = differentiable(before)
+
+        def after(some_params: Leaves, some: Leaves) -> Leaves:
+            return only(moving, step(some_params, combine(some, before), x)[0])
+
+        made, pull = jax.vjp(after, params, moving)
+        zeros = [None if leaf is None else jnp.zeros_like(leaf) for leaf in made]
+
+        def rows(i: int, free: tuple[int, ...]) -> tuple[Leaves, Leaves]:
+            """The pullbacks of units of a leaf, one for each place along the axes that are free."""
+            shape = layout.state[i].shape
+            units = vary(_units(shape, free, layout.state[i].dtype), varying(zeros[i]))
+
+            def pulled(of: jax.Array) -> tuple[Leaves, Leaves]:
+                return pull([of if j == i else zero for j, zero in enumerate(zeros)])
+
+            bars = jax.vmap(pulled)(units) if free else pulled(units[0])
+            sizes = tuple(shape[axis] for axis in free)
+            return jax.tree.map(lambda a: a.reshape(sizes + a.shape[bool(free) :]), bars)
+
+        immediate, recurrent = [], []
+        for i, shape in enumerate(layout.state):
+            frees = {_free(a) for a in (*layout.kept[i], *layout.immediate[i]) if a is not None}
+            every = tuple(range(len(shape.shape)))
+            of = {free: rows(i, free) for free in sorted(frees | ({every} if layout.diagonal and frees else set()))}
+            immediate.append([None if a is None else of[_free(a)][0][k] for k, a in enumerate(layout.immediate[i])])
+            recurrent.append({free: of[every if layout.diagonal else free][1] for free in frees})
+        return immediate, recurrent
+
+    return of_example
+
+
+def _units(shape: tuple[int, ...], free: tuple[int, ...], dtype: Any) -> jax.Array:
+    """For each place along the free axes of a shape, one there, along all other axes, and zero elsewhere."""
+    sizes = [size if axis in free else 1 for axis, size in enumerate(shape)]
+    number = math.prod(sizes)
+    return jnp.broadcast_to(jnp.eye(number, dtype=dtype).reshape(number, *sizes), (number, *shape))
+
+
+# Free and aligned axes.
+
+
+def _free(alignment: Alignment) -> tuple[int, ...]:
+    return tuple(axis for axis, units in enumerate(alignment) if units is None)
+
+
+def _free_sizes(alignment: Alignment, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in _free(alignment))
+
+
+def _spread(made: jax.Array, own: Alignment, wanted: Alignment, shape: tuple[int, ...], axes: int) -> jax.Array:
+    """What has the free axes of its own layout, with those wanted: zero but at its own units along new ones."""
+    free = _free(wanted)
+    new = [axis for axis in free if own[axis] is not None]
+    made = jnp.expand_dims(made, [axes + free.index(axis) for axis in new])
+    for axis in new:
+        units = own[axis]
+        assert units is not None
+        place = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in free] + [1] * units.ndim)
+        here = jnp.asarray(place) == jnp.asarray(units.reshape((1,) * len(free) + units.shape))
+        made = jnp.where(here.reshape((1,) * axes + here.shape), made, jnp.zeros_like(made))
+    return made
+
+
+def _entries(
+    jacobian: jax.Array, axes: int, rows: Alignment | None, free: tuple[int, ...], columns: Alignment, ndim: int
+) -> jax.Array:
+    """The entries of a Jacobian that stand before M: `[B, free axes after, free axes before, axes of the param]`.
+
+    Args:
+        jacobian: `[B, rows, columns]`; of the leaf after the step, the free axes, or with `rows` all of them, then all
+            axes of the leaf before it.
+        axes: how many of its axes are the batch.
+        rows, columns: the layout of M of the leaf after the step, if its aligned axes are there, and before it.
+        free: the free axes of the leaf after the step.
+        ndim: how many axes the param has.
+    """
+    n_rows = len(free) if rows is None else len(rows)
+    columns_free = _free(columns)
+    aligned_rows = [] if rows is None else [(axis, units) for axis, units in enumerate(rows) if units is not None]
+    aligned = [(axis, units) for axis, units in enumerate(columns) if units is not None]
+    rows_free = range(len(free)) if rows is None else free
+    order = [
+        *range(axes),
+        *(axes + axis for axis in rows_free),
+        *(axes + n_rows + axis for axis in columns_free),
+        *(axes + axis for axis, _ in aligned_rows),
+        *(axes + n_rows + axis for axis, _ in aligned),
+    ]
+    turned = jacobian.transpose(order)
+    places = [units for _, units in (*aligned_rows, *aligned)]
+    leading = turned.shape[: turned.ndim - len(places)]
+    if not places:
+        return turned.reshape(leading + (1,) * ndim)
+    if _in_order(places, turned.shape[len(leading) :]):
+        return turned.reshape(leading + np.broadcast_shapes(*(units.shape for units in places)))
+    entries = turned[(..., *(jnp.asarray(np.maximum(units, 0)) for units in places))]
+    nowhere = functools.reduce(np.logical_or, [units < 0 for _, units in aligned_rows], np.zeros((1,) * ndim, bool))
+    nowhere = nowhere.reshape((1,) * len(leading) + nowhere.shape)
+    return jnp.where(nowhere, jnp.zeros_like(entries), entries) if nowhere.any() else entries
+
+
+def _in_order(places: list[Units], sizes: tuple[int, ...]) -> bool:
+    """Whether units are the places along axes of their own, one after the other, so that nothing is to be gathered."""
+    along = [[axis for axis, n in enumerate(units.shape) if n > 1] for units in places]
+    if any(len(of) != 1 for of in along) or [*itertools.chain(*along)] != sorted({*itertools.chain(*along)}):
+        return False
+    return all(np.array_equal(units.reshape(-1), np.arange(n)) for units, n in zip(places, sizes, strict=True))
+
+
+def _sum_free(entries: jax.Array, kept: Any, axes: int, rows: int, columns: int, over_batch: bool = False) -> jax.Array:
+    """Σ over the free axes of the leaf before the step, and over the batch if asked, of entries times M.
+
+    Args:
+        axes, rows, columns: how many axes are the batch's, free ones of the leaf after the step, and before it.
+    """
+    letters = iter("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    of_batch, of_rows, of_columns = ("".join(itertools.islice(letters, n)) for n in (axes, rows, columns))
+    ndim = entries.ndim - axes - rows - columns
+    of_param = "".join(itertools.islice(letters, ndim))
+    sizes = entries.shape[axes + rows : axes + rows + columns]
+    entries = entries.astype(kept.dtype)
+    if math.prod(sizes) < MATRIX:
+        first, last = entries.shape[: axes + rows], entries.shape[axes + rows + columns :]
+        entries = entries.reshape(*first, math.prod(sizes), *last)
+        kept = kept.reshape(*first[:axes], *[1] * rows, math.prod(sizes), *kept.shape[axes + columns :])
+        at = (slice(None),) * (axes + rows)
+        made = functools.reduce(jnp.add, [entries[*at, i] * kept[*at, i] for i in range(math.prod(sizes))])
+        return made.sum(range(axes)) if over_batch else made
+    there = [size > 1 for size in entries.shape[axes + rows + columns :]]
+    squeezed = entries.squeeze([axes + rows + columns + i for i, is_there in enumerate(there) if not is_there])
+    of_entries = of_batch + of_rows + of_columns + "".join(itertools.compress(of_param, there))
+    made = ("" if over_batch else of_batch) + of_rows + of_param
+    return jnp.einsum(f"{of_entries},{of_batch + of_columns + of_param}->{made}", squeezed, kept)
