@@ -5,7 +5,7 @@ rows for all steps and examples at once.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jax_bptt.engine.leaves import Leaves, differentiable, nbytes
 from jax_bptt.engine.plan import default_save, is_better_whole
 from jax_bptt.engine.step.graph import Equation, is_costly, shape_of, trace
 from jax_bptt.engine.step.pullback import transition_partials
+from jax_bptt.engine.step.structure import Alignment, is_identity
 from jax_bptt.engine.step.traffic import Traffic
 from jax_bptt.engine.windows import without_leading
 from jax_bptt.model import Model, PyTree, Save, step_of
@@ -112,15 +113,18 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
         "states": sum(map(nbytes, before)),
         "boundaries": 0,
     }
-    jacobian = {name: _told(roots, names) for name, roots in zip(names, pullback.elementwise, strict=True)}
+    found = pullback.jacobian()
+    jacobian = {name: _told([row[j] for row in found], before[j].shape, names) for j, name in enumerate(names)}
     whole = is_better_whole(traffic) and sums_lose_nothing(flat.wrt_params)
     return Placement(rooms, save, saved_bytes, whole, traffic, jacobian)
 
 
-def _told(roots: Collection[int] | None, names: list[str]) -> str:
-    if roots is None:
+def _told(of_leaves: list[Alignment | None], shape: tuple[int, ...], names: list[str]) -> str:
+    """What δ of a leaf of that shape before the step is made of, told by how it depends on those after it."""
+    roots = [name for name, alignment in zip(names, of_leaves, strict=False) if alignment is not None]
+    if not all(alignment is None or is_identity(alignment, shape) for alignment in of_leaves):
         return "through products, or other operations that are not elementwise"
-    return f"elementwise, of δ of {', '.join(names[i] for i in roots)}" if roots else "nothing reaches it"
+    return f"elementwise, of δ of {', '.join(roots)}" if roots else "nothing reaches it"
 
 
 def _operations(function: Callable, *arguments: PyTree) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ It reads top to bottom, each room using those above it:
     flatten             from a call to flat leaves, and back
     call_plan           the plan of a call, read off it
     objective           the losses as they count
+    solvers/            recursions over the steps of a window, in turn or all at once
     forward             states of a window, of all windows
     window_gradient     credit, recursion, immediate partials
     reverse_truncated   windows side by side, nothing handed on

@@ -28,7 +28,7 @@ from jax_bptt.engine.leaves import (
     varying,
     zeros,
 )
-from jax_bptt.engine.plan import TRANSPOSE_FROM, default_bodies
+from jax_bptt.engine.plan import TRANSPOSE_FROM, Solvable, default_bodies
 from jax_bptt.engine.platforms import Bodies
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.pullback import Ends, Pullback, only_forwards, split_pullback
@@ -118,6 +118,7 @@ class Recurrence(NamedTuple):
     batch: tuple[int, ...]  # the axis of the examples, if the step is one of one example
     lanes: tuple[int, ...] = ()  # blocks of time side by side, the axis before it
     bodies: Bodies = Bodies()  # time steps in one body of the loops over them
+    solvable: Solvable = Solvable()  # which of those may be no loops
 
     @property
     def reading(self) -> Reading:
@@ -186,8 +187,9 @@ class FlatCall(NamedTuple):
 
     def unrolled(self, unroll: int | bool | None) -> "FlatCall":
         """The same with so many time steps in one body of the loops, where the user tells it."""
-        bodies = self.recurrence.bodies if unroll is None else Bodies(unroll, unroll)
-        return self._replace(recurrence=self.recurrence._replace(bodies=bodies))
+        if unroll is None:
+            return self
+        return self._replace(recurrence=self.recurrence._replace(bodies=Bodies(unroll, unroll), solvable=Solvable()))
 
     def after(self, burn_in: int, state: Leaves) -> "FlatCall":
         """What is left after a burn-in to that state, which is a constant."""
@@ -265,7 +267,9 @@ def flatten_call(
     else:
         pullback = only_forwards(parts, len(shapes))
     bodies = default_bodies(parts.equations)
-    recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, bodies=bodies)
+    at_once = bool(pullback.blocks) and not parts.one_by_one
+    solvable = Solvable(at_once, at_once and pullback.is_affine)
+    recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, bodies=bodies, solvable=solvable)
     return FlatCall(
         recurrence, Wrt(trained, wrt_xs, wrt_reset_to), wrt_params, state, Inputs(xs, varied.reset), pull_weights
     )

@@ -17,8 +17,11 @@ import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import Inputs, Recurrence
 from jax_bptt.engine.leaves import Leaves, full, only, vary, varying
-from jax_bptt.engine.platforms import by_platform
-from jax_bptt.engine.windows import PerWindow, Windows, scan_steps, scan_windows
+from jax_bptt.engine.plan import bodies_over
+from jax_bptt.engine.platforms import AT_ONCE, by_platform
+from jax_bptt.engine.solvers.block_maps import solve_forwards
+from jax_bptt.engine.solvers.sequential import scan_steps
+from jax_bptt.engine.windows import PerWindow, Windows, scan_windows
 from jax_bptt.model import PyTree, Save
 
 
@@ -116,6 +119,9 @@ def run_window(
         return (state, _write(buffers, new, offset), offset + steps), None
 
     def over_steps(unroll: int | bool) -> tuple[Leaves, Trajectory]:
+        if unroll == AT_ONCE:
+            end, steps = _at_once(recurrence, start, drive, inputs.reset, buffers, size)
+            return end, _write(buffers, steps, offset)
         carry, timed = (start, buffers, jnp.asarray(offset)), (drive, inputs.reset)
         if (unroll == 1 and unroll is not True) or not isinstance(size, int):
             (end, all_written, _), _ = scan_steps(written, carry, timed, size)
@@ -124,7 +130,20 @@ def run_window(
             (end, all_written, _), _ = scan_windows(written_at_once, carry, timed, Windows(size, block))
         return end, all_written
 
-    return by_platform(over_steps, *recurrence.bodies)
+    return by_platform(over_steps, *bodies_over(size, recurrence.bodies, recurrence.solvable.forwards))
+
+
+def _at_once(
+    recurrence: Recurrence, start: Leaves, drive: Leaves, reset: jax.Array | None, buffers: Trajectory, size: int
+) -> tuple[Leaves, Trajectory]:
+    """The state after a window's last step, and what is kept of its steps; of a transition affine in the state."""
+    states = solve_forwards(recurrence, start, drive, reset, size)
+    residuals = buffers.residuals
+    if jax.tree.leaves(residuals):
+        advance = recurrence.over_rows(recurrence.pullback.advance, (None, 0, 0), size)
+        _, made = advance(recurrence.weights, _before(recurrence, start, states, reset), drive)
+        residuals = only(residuals, made)
+    return [s[-1] for s in states], Trajectory(only(buffers.states, states), residuals)
 
 
 def allocate(recurrence: Recurrence, steps: int, save: Save | None = None) -> Trajectory:

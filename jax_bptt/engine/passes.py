@@ -102,7 +102,14 @@ def backpropagate(
         return end if state is None else state, got
 
     recurrence = flat.recurrence
-    there = on_gpu(plan, recurrence.rows, recurrence.bodies.gpu, is_exact=schedule.grid is None, **asked)
+    there = on_gpu(
+        plan,
+        recurrence.rows,
+        recurrence.bodies.gpu,
+        is_exact=schedule.grid is None,
+        solvable=recurrence.solvable,
+        **asked,
+    )
     return flat, *by_platform(run, plan, there)
 
 

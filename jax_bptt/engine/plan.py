@@ -10,9 +10,9 @@ and, of products, whether weights are read transposed and which operand comes fi
 """
 
 import math
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
-from jax_bptt.engine.platforms import Bodies
+from jax_bptt.engine.platforms import AT_ONCE, Bodies
 from jax_bptt.engine.schedule import Grid, Schedule
 from jax_bptt.engine.step.partition import Recomputation
 from jax_bptt.engine.step.traffic import Traffic
@@ -61,6 +61,17 @@ of the time of one where steps are small, 0.9 where they are large. Not so on CP
 EQUATIONS_OF_A_BODY = 400
 """The most equations in a body on a GPU: a step of many is repeated less often, for the sake of compile time."""
 
+AT_ONCE_FROM = 64
+"""Steps of a loop from which on a linear recursion is solved at once on a GPU.
+
+(Compiled for an H100, both recursions of minGRU take 30 to 35 kernels so, whatever T; in a loop over 64 steps, eight a
+body, about as many.) Nowhere else: on two CPU cores a loop took 0.3 to 1.6 of the time, with one exception 1.0 or less
+(H from 16 to 256, T from 512 to 4,096, B from 1 to 16).
+"""
+
+STEPS_AT_ONCE = 256
+"""The most steps of a window on a GPU in which δ is solved at once, and the state is not: rows are made of all."""
+
 ROWS = 1024
 """Rows of a window, where every state is saved: enough for an efficient matrix product."""
 
@@ -70,6 +81,13 @@ ROWS_ON_GPU = 2048
 No more than 64 steps, as elsewhere. (Compiled for an H100, elman and LSTM of B = 1, H = 512, windows of 64 and of 128
 steps: the longer had 0.95 to 0.97 of the kernels, 0.81 to 1.04 of the launches, and 1.1 to 1.2 times the memory.)
 """
+
+
+class Solvable(NamedTuple):
+    """Which of the two recursions may be solved for all steps of a window at once."""
+
+    backwards: bool = False  # that of δ
+    forwards: bool = False  # that of the state
 
 
 class Asked(TypedDict, total=False):
@@ -138,7 +156,15 @@ def default_bodies(equations: int) -> Bodies:
     return Bodies(gpu=max(1, min(BODY_ON_GPU, EQUATIONS_OF_A_BODY // max(1, equations))))
 
 
-def on_gpu(plan: Plan, rows: int, body: int, is_exact: bool, **asked: Unpack[Asked]) -> Plan:
+def bodies_over(steps: Any, bodies: Bodies, is_solvable: bool) -> Bodies:
+    """How many time steps are one body of a loop over so many, which may be solved at once."""
+    at_once = is_solvable and isinstance(steps, int) and steps >= AT_ONCE_FROM
+    return bodies._replace(gpu=AT_ONCE) if at_once else bodies
+
+
+def on_gpu(
+    plan: Plan, rows: int, body: int, is_exact: bool, solvable: Solvable = Solvable(), **asked: Unpack[Asked]
+) -> Plan:
     """The same plan, but for what a GPU computes better otherwise, where the user leaves it to us.
 
     Where exact BPTT has several windows, they are of up to 64 steps and `ROWS_ON_GPU`. Products are cheap beside what
@@ -150,8 +176,12 @@ def on_gpu(plan: Plan, rows: int, body: int, is_exact: bool, **asked: Unpack[Ask
         rows: as for `choose_plan`.
         body: time steps in one body of the loops.
         is_exact: whether it is of exact BPTT over all steps, whose windows are of our own choice.
+        solvable: which of the recursions may be solved at once: then windows are longer.
     """
     steps, size = plan.windows.steps, plan.windows.size
+    if is_exact and solvable.backwards and not asked.get("window") and isinstance(steps, int) and not plan.whole:
+        longest = steps if solvable.forwards else min(steps, STEPS_AT_ONCE)
+        return plan._replace(save=asked.get("save") or "states", windows=Windows(steps, max(size, longest)))
     if not isinstance(steps, int) or plan.whole or (is_exact and size == steps):
         return plan
     save = "states" if plan.save == "dots" and not asked.get("save") else plan.save

@@ -14,6 +14,10 @@ import jax
 Choice = TypeVar("Choice")
 
 
+AT_ONCE = 0
+"""In the place of a number of time steps: there is no loop, all steps of a window are solved at once."""
+
+
 class Bodies(NamedTuple):
     """How many time steps are one body of the compiled loops; True for all of a window."""
 

@@ -6,7 +6,7 @@ With δ_t = ∂L/∂h_t (Williams & Peng 1990; the immediate partials ∂⁺ of 
 
 1. `credit_from_losses`: (∂ŷ_t/∂h_t)ᵀ ∂ℓ_t/∂ŷ_t, from the losses of all rows at once;
 2. `linearise`, all rows at once; then `recur`, δ_t = credit_t + (∂h_{t+1}/∂h_t)ᵀ δ_{t+1}: the only loop over time
-   steps, which holds nothing but this recursion;
+   steps, which holds nothing but this recursion (and is none where the Jacobian is elementwise, on a GPU);
 3. `immediate_partials`: Σ_t (∂⁺h_t/∂θ)ᵀ δ_t, all rows at once, one matrix product per weight.
 
 Exact BPTT hands δ on from each window to the one before it (`passes`); truncated BPTT hands on nothing, so that its
@@ -24,8 +24,11 @@ from jax_bptt.engine.forward import Rows, project_rows, read_rows
 from jax_bptt.engine.leaves import Leaves, add, combine, differentiable, expand_dims_like, only, where, zeros
 from jax_bptt.engine.objective import Objective, instead_of_masked
 from jax_bptt.engine.outer_products import with_outer_products
+from jax_bptt.engine.plan import bodies_over
+from jax_bptt.engine.platforms import AT_ONCE, by_platform
+from jax_bptt.engine.solvers.block_maps import solve_backwards
+from jax_bptt.engine.solvers.sequential import scan_steps
 from jax_bptt.engine.step.pullback import transition_partials
-from jax_bptt.engine.windows import scan_steps
 
 
 class Gradient(NamedTuple):
@@ -159,8 +162,14 @@ def recur(
     carry = delta, zeros((), only(wrt.reset_to, delta))
     if not jax.tree.leaves(carry):  # no credit goes anywhere
         return *carry, delta
-    (start_bar, reset_bar), deltas = scan_steps(back, carry, steps, size, reverse=True, bodies=recurrence.bodies)
-    return start_bar, reset_bar, deltas
+
+    def over_steps(unroll: int | bool) -> tuple[Leaves, Leaves, Leaves]:
+        if unroll == AT_ONCE:
+            return solve_backwards(recurrence, delta, *steps, wrt.reset_to, size)
+        carried, deltas = scan_steps(back, carry, steps, size, reverse=True, unroll=unroll)
+        return *carried, deltas
+
+    return by_platform(over_steps, *bodies_over(size, recurrence.bodies, recurrence.solvable.backwards))
 
 
 def immediate_partials(recurrence: Recurrence, rows: Rows, deltas: Leaves, wrt: Wrt) -> tuple[Leaves, Leaves]:

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.engine.leaves import shape_like
-from jax_bptt.engine.platforms import Bodies, by_platform
 from jax_bptt.model import PyTree
 
 
@@ -95,26 +94,6 @@ def scan_windows(
         carry, full = over_full(carry)
         carry, last = over_last(carry)
     return carry, PerWindow(full, last)
-
-
-def scan_steps(
-    body: Callable[[Any, Any], tuple[Any, Any]],
-    carry: Any,
-    timed: PyTree,
-    size: int,
-    *,
-    reverse: bool = False,
-    bodies: Bodies = Bodies(),
-) -> tuple[Any, PyTree]:
-    """`lax.scan` over so many steps, which may be symbolic, then one a body, of a pytree that may be without leaves."""
-    if not isinstance(size, int):
-        numbered = jnp.arange(size), timed
-        return jax.lax.scan(lambda carry, step: body(carry, step[1]), carry, numbered, reverse=reverse)
-
-    def over_steps(unroll: int | bool) -> tuple[Any, PyTree]:
-        return jax.lax.scan(body, carry, timed, length=size, reverse=reverse, unroll=unroll)
-
-    return by_platform(over_steps, *bodies)
 
 
 def join(outs: PerWindow) -> PyTree:

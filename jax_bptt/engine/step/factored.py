@@ -2,7 +2,7 @@
 
 A cotangent is a sum of terms factor ⊙ root. An operation that is linear and elementwise in it acts on the factor, which
 does not depend on cotangents and so can be computed for all steps at once; a root changes where anything else happens
-to it, a product as a rule. Where the roots of δ_{t−1} are leaves of δ_t, ∂h_t/∂h_{t−1} is elementwise.
+to it, a product as a rule.
 
 A select between a cotangent and zero stays one, where(keep, factor ⊙ root, 0): a factor of zero would make NaN of a
 root that is infinite. Factors of half precision are multiplied in single precision, since their product overflows where
@@ -29,7 +29,6 @@ class Term(NamedTuple):
     root: jax.Array
     factor: Any = None
     cases: tuple[Case, ...] = ()
-    leaves: frozenset[int] | None = None  # of δ, if it is elementwise in them and depends on nothing else of δ
 
     def value(self) -> jax.Array:
         made = self.root
@@ -51,13 +50,8 @@ class Cotangent:
         """Its value, which is a root from now on where it is a sum."""
         value = functools.reduce(jnp.add, [term.value() for term in self.terms])
         if len(self.terms) > 1:
-            self.terms = [Term(value, leaves=self.leaves())]
+            self.terms = [Term(value)]
         return value
-
-    def leaves(self) -> frozenset[int] | None:
-        """The leaves of δ that it is elementwise in; None where it is not."""
-        found = [term.leaves for term in self.terms]
-        return None if None in found else frozenset().union(*filter(None, found))
 
 
 def evaluate_factored(
@@ -96,7 +90,7 @@ def evaluate_factored(
         made = rewritten(*values) if rewritten else evaluate(graph, eqn, values)
         return [None if value is None else Cotangent([Term(value)]) for value in made]
 
-    begin = {v: Cotangent([Term(value, leaves=frozenset([i]))]) for i, (v, value) in enumerate(delta.items())}
+    begin = {v: Cotangent([Term(value)]) for v, value in delta.items()}
     return interpret(graph, {**known, **begin}, outputs, replace)
 
 

@@ -17,16 +17,18 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from jax_bptt.engine.leaves import Leaves, combine, differentiable, only, split_list
 from jax_bptt.engine.step import graph
+from jax_bptt.engine.step.blocks import Block, blocks_of, is_affine
 from jax_bptt.engine.step.factored import Cotangent, evaluate_factored
 from jax_bptt.engine.step.partition import Recomputation, derived_states, min_cut_residuals, recomputation
 from jax_bptt.engine.step.split import SplitStep
+from jax_bptt.engine.step.structure import Alignment, alignments
 
 
 class Pullback(NamedTuple):
@@ -53,8 +55,10 @@ class Pullback(NamedTuple):
     #: Ends as they come to: where credit gets to from there, and where it depends on what is wanted.
     reached: Callable[["Ends"], "Ends"]
     ends: "Ends | None"  # those that it is of, as they come to; None of a step that is only run
-    #: Per leaf of δ before the step: the leaves of δ after it that it is elementwise in; None where it is not.
-    elementwise: tuple[Collection[int] | None, ...]
+    #: How each leaf of δ before the step depends on each after it, by leaf after, then by leaf before.
+    jacobian: Callable[[], list[list[Alignment | None]]]
+    blocks: list[Block] | None  # what is solved for all time at once; None of what is not
+    is_affine: bool  # whether the transition is affine in the state, all leaves of which have a δ
     has_delta: tuple[bool, ...]  # per state leaf: whether credit passes it, from where it comes to where it is wanted
     has_drive_bar: tuple[bool, ...]  # per leaf of the drive: whether its cotangent is wanted
 
@@ -110,8 +114,8 @@ def split_pullback(
     moving, structure = [i for i, leaf in enumerate(delta) if leaf is not None], jax.tree.structure(delta)
     if structure != jax.tree.structure(of_any):
         joint = _trace_joint(pullback, arguments, delta)
-    (fix, linearise, pull, coefficients), found = _cut_recursion(joint, arguments, places, moving, transpose_from)
-    elementwise = {i: of and tuple(moving[j] for j in sorted(of)) for i, of in zip(moving, found, strict=True)}
+    recursion = _cut_recursion(joint, arguments, places, moving, transpose_from)
+    fix, linearise, pull = recursion.parts
     cheap = itertools.compress(groups[2], map(operator.not_, costly))
     derived = derived_states(forwards, groups[1], [*groups[0], *cheap, *of_saved])
     return Pullback(
@@ -122,14 +126,18 @@ def split_pullback(
         linearise=lambda weights, before, drive, after, saved: linearise(weights, [*after, *saved, *before, *drive]),
         pull=lambda fixed, rows, delta: jax.tree.unflatten(structure, pull(fixed, rows, jax.tree.leaves(delta))),
         residuals=list(map(graph.shape_of, of_saved)),
-        coefficients=coefficients,
+        coefficients=recursion.coefficients,
         derived=derived,
         derive=_without(derived, forwards, groups, of_saved),
         complete=_after_first(graph.extract_grouped(forwards, [forwards.outputs, *groups], of_saved)),
         recomputation=recomputation(forwards, of_saved, itertools.compress(groups[1], derived)),
         reached=reached,
         ends=ends,
-        elementwise=tuple(elementwise.get(i, ()) for i in range(len(before))),
+        jacobian=functools.partial(_jacobian, recursion, moving, len(before)),
+        blocks=blocks_of(recursion.whole, recursion.delta, recursion.whole.outputs, moving),
+        is_affine=len(moving) == len(before)
+        and not any(map(graph.has_side_effects, forwards.equations))
+        and is_affine(forwards, groups[1], forwards.outputs),
         has_delta=tuple(leaf is not None for leaf in delta),
         has_drive_bar=tuple(leaf is not None for leaf in only(ends.drive, differentiable(drive))),
     )
@@ -194,8 +202,8 @@ def _places_of_residuals(joint: _Joint, costly: tuple[bool, ...]) -> list[int]:
 
 def _cut_recursion(
     joint: _Joint, arguments: tuple[Leaves, Leaves, Leaves], saved: list[int], moving: list[int], transpose_from: float
-) -> tuple[tuple[Callable, Callable, Callable, Leaves], list[frozenset[int] | None]]:
-    """The recursion of δ, cut into what is fixed, per row, and per step; and what each leaf of it is elementwise in.
+) -> "_Recursion":
+    """The recursion of δ.
 
     Args:
         saved: the places of the residuals among the values.
@@ -204,17 +212,23 @@ def _cut_recursion(
     (W, S, D, of_delta), (weights, before, drive) = joint.inputs, arguments
     of_rows = [*joint.values[: len(S)], *(joint.values[i] for i in saved), *S, *D]
     is_weight = functools.partial(graph.has_level, joint.level, 0)
-    found: list[frozenset[int] | None] = []
 
     def recursion(weights: Leaves, rows: Leaves, delta: Leaves) -> Leaves:
         known = graph.first_index([W, of_rows], [weights, rows])
         cotangents = dict(zip(of_delta, delta, strict=True))
         terms = evaluate_factored(joint.whole, known, cotangents, joint.before_bar, is_weight, transpose_from)
-        found[:] = [c.leaves() if isinstance(c, Cotangent) else frozenset() for c in terms]
         return [c.value() if isinstance(c, Cotangent) else c for c in terms]
 
     shapes = [*before, *(graph.shape_of(joint.values[i]) for i in saved), *before, *drive]
-    return _cut(recursion, weights, shapes, [before[i] for i in moving]), found
+    return _cut(recursion, weights, shapes, [before[i] for i in moving])
+
+
+def _jacobian(recursion: "_Recursion", moving: list[int], leaves: int) -> list[list[Alignment | None]]:
+    found: list[list[Alignment | None]] = [[None] * leaves for _ in range(leaves)]
+    for i, source in zip(moving, recursion.delta, strict=True):
+        for j, alignment in zip(moving, alignments(recursion.whole, source, recursion.whole.outputs), strict=True):
+            found[i][j] = alignment
+    return found
 
 
 def _values_and_pullback(
@@ -280,7 +294,9 @@ def only_forwards(parts: SplitStep, leaves: int) -> Pullback:
         recomputation=Recomputation(0, 0),
         reached=lambda ends: ends,
         ends=None,
-        elementwise=(None,) * leaves,
+        jacobian=nothing,
+        blocks=None,
+        is_affine=False,
         has_delta=(False,) * leaves,
         has_drive_bar=(),
     )
@@ -329,24 +345,28 @@ def transition_partials(
     return graph.reuse(pulled, (weights, before, drive, deltas, after), (after, residuals))
 
 
-def _cut(
-    function: Callable, weights: Leaves, rows: Leaves, delta: Leaves
-) -> tuple[Callable, Callable, Callable, Leaves]:
-    """A function of weights, values of a row and cotangents, cut by what its equations depend on.
+class _Recursion(NamedTuple):
+    """The recursion of δ, cut by what its equations depend on."""
 
-    The last of what is returned are the shapes of what the second one makes.
-    """
+    parts: tuple[Callable, Callable, Callable]  # what is fixed, per row, and per step
+    coefficients: Leaves  # shapes of what is made per row
+    whole: graph.Graph  # of all of it
+    delta: list[graph.Var]  # δ after the step, among its inputs
+
+
+def _cut(function: Callable, weights: Leaves, rows: Leaves, delta: Leaves) -> _Recursion:
+    """A function of weights, values of a row and cotangents, cut."""
     joint = graph.trace(function, weights, rows, delta)
     W, R, D = _split_by(joint.inputs, weights, rows)
     level = graph.dependence(joint, [W, R, D])
     for_pull = graph.frontier(joint, joint.outputs, lambda v: level[v] in (0, 1) or v in D)
     fixed, coefficients = ([v for v in for_pull if level[v] == k] for k in (0, 1))
-    return (
+    parts = (
         graph.extract_grouped(joint, [W], fixed),
         graph.extract_grouped(joint, [W, R], coefficients),
         graph.extract_grouped(joint, [fixed, coefficients, D], joint.outputs),
-        list(map(graph.shape_of, coefficients)),
     )
+    return _Recursion(parts, list(map(graph.shape_of, coefficients)), joint, D)
 
 
 def _split_by(items: list[graph.Var], *trees: Leaves) -> list[list[graph.Var]]:

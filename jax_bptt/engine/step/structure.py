@@ -43,13 +43,13 @@ def alignments(graph: Graph, source: Var, outputs: Sequence[Atom]) -> list[Align
 
 def is_identity(alignment: Alignment, shape: tuple[int, ...]) -> bool:
     """Whether each element of an array of that shape depends on its own place in δ alone, or on nothing."""
+    return len(alignment) == len(shape) and all(is_own(alignment, axis, shape) for axis in range(len(shape)))
 
-    def is_own(axis: int, units: Units | None) -> bool:
-        return units is not None and bool(
-            np.all((units == _along(axis, np.arange(shape[axis]), len(shape))) | (units < 0))
-        )
 
-    return len(alignment) == len(shape) and all(is_own(axis, units) for axis, units in enumerate(alignment))
+def is_own(alignment: Alignment, axis: int, shape: tuple[int, ...]) -> bool:
+    """The same along one axis."""
+    units = alignment[axis]
+    return units is not None and bool(((units == _along(axis, np.arange(shape[axis]), len(shape))) | (units < 0)).all())
 
 
 def is_equal(some: Alignment | None, more: Alignment | None) -> bool:

@@ -1,0 +1,6 @@
+"""Recursions over the time steps of a window, in turn or all at once.
+
+sequential          a loop over time steps, so many in a body
+at_once             y_t = K_t y_{t−1} + c_t, of small blocks, in log T rounds
+block_maps          δ and the state as such recursions
+"""
