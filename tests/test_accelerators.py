@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from tests.accelerators.program import loop, read
-from tests.accelerators.promises import FLOORS, Figures, above_floors, broken
+from tests.accelerators.promises import FLOORS, Figures, above_at_once, above_floors, broken
 
 
 def program(function, *args):
@@ -46,3 +46,9 @@ def test_floors_are_beside_the_better_of_the_scans():
     assert above_floors("tpu", Figures(10**9, 1e9, cycles=86.0), scans) == [
         f"cycles: 0.86 of the better scan, at most {FLOORS['tpu']['cycles']}"
     ]
+
+
+def test_kernels_that_are_not_in_proportion_to_time():
+    assert above_at_once([100, 120, 160]) == []
+    assert above_at_once([100, 120, 161]) == ["kernels grow by 1.61, at most 1.6"]
+    assert above_at_once([1201, 1201]) == ["1201 kernels, at most 1200"]

@@ -22,13 +22,14 @@ from jax_bptt.engine.leaves import (
     expand_dims_like,
     full,
     is_key,
+    nbytes,
     only,
     sum_like,
     vary,
     varying,
     zeros,
 )
-from jax_bptt.engine.plan import TRANSPOSE_FROM, Solvable, default_bodies
+from jax_bptt.engine.plan import TRANSPOSE_FROM, Solvable, default_bodies, is_small
 from jax_bptt.engine.platforms import Bodies
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.pullback import Ends, Pullback, only_forwards, split_pullback
@@ -252,6 +253,7 @@ def flatten_call(
     state += [full((*call.batch, *leaf.shape), leaf.dtype, varying(leaf)) for leaf in parts.once]
     wrt_xs = only(_by_leaf(wanted.xs, xs), differentiable(xs))
     wrt_reset_to = only(_by_leaf(call.reset_state is not None and wanted.reset_state, state), differentiable(reset_to))
+    drive: Leaves = []
     if derive:
         drive = jax.eval_shape(parts.project, weights, jax.tree.leaves(one_x))
         of_weights, of_xs, of_reset = ([leaf is not None for leaf in of] for of in (trained, wrt_xs, wrt_reset_to))
@@ -267,7 +269,8 @@ def flatten_call(
     else:
         pullback = only_forwards(parts, len(shapes))
     bodies = default_bodies(parts.equations)
-    at_once = bool(pullback.blocks) and not parts.one_by_one
+    sizes = (sum(map(nbytes, of)) * concrete(math.prod(call.batch)) for of in (shapes, drive))
+    at_once = bool(pullback.blocks) and not parts.one_by_one and is_small(*sizes)
     solvable = Solvable(at_once, at_once and pullback.is_affine)
     recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, bodies=bodies, solvable=solvable)
     return FlatCall(

@@ -121,7 +121,8 @@ def run_window(
     def over_steps(unroll: int | bool) -> tuple[Leaves, Trajectory]:
         if unroll == AT_ONCE:
             end, steps = _at_once(recurrence, start, drive, inputs.reset, buffers, size)
-            return end, _write(buffers, steps, offset)
+            is_all = all(len(buffer) == size for buffer in jax.tree.leaves(buffers))
+            return end, steps if is_all else _write(buffers, steps, offset)
         carry, timed = (start, buffers, jnp.asarray(offset)), (drive, inputs.reset)
         if (unroll == 1 and unroll is not True) or not isinstance(size, int):
             (end, all_written, _), _ = scan_steps(written, carry, timed, size)

@@ -69,6 +69,13 @@ body, about as many.) Nowhere else: on two CPU cores a loop took 0.3 to 1.6 of t
 (H from 16 to 256, T from 512 to 4,096, B from 1 to 16).
 """
 
+MOST_AT_ONCE = 2**18
+"""Bytes of a state of all examples up to which steps are solved at once: a loop over larger ones is not of launches.
+
+Nor where the state is more than four times what comes in at a step, as that of a memory that is written with an outer
+product: what would be written for all steps, a loop has in passing.
+"""
+
 STEPS_AT_ONCE = 256
 """The most steps of a window on a GPU in which δ is solved at once, and the state is not: rows are made of all."""
 
@@ -160,6 +167,11 @@ def bodies_over(steps: Any, bodies: Bodies, is_solvable: bool) -> Bodies:
     """How many time steps are one body of a loop over so many, which may be solved at once."""
     at_once = is_solvable and isinstance(steps, int) and steps >= AT_ONCE_FROM
     return bodies._replace(gpu=AT_ONCE) if at_once else bodies
+
+
+def is_small(state: int, drive: int) -> bool:
+    """Whether a state of so many bytes, into which so many come at a step, is one to be solved at once."""
+    return state <= min(MOST_AT_ONCE, 4 * drive)
 
 
 def on_gpu(

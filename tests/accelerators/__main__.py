@@ -8,7 +8,8 @@ kernel that is no product has a floor of about 1800 in it, so compare like with 
 What the library promises on every platform is checked: that loops have trip counts known to the compiler, that nothing
 is gathered, scattered or decided at run time, that no step of a loop over time writes an array of all steps, that of a
 batch divided among four devices only gradients are summed up, once; and that by default the exact gradient stays within
-its floors (`promises.FLOORS`) of the better of two scans written by hand.
+its floors (`promises.FLOORS`) of the better of two scans written by hand. Of steps whose Jacobian is elementwise, that
+the kernels of a GPU do not grow with time (`promises.AT_ONCE`).
 """
 
 import argparse
@@ -24,9 +25,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 import jax_bptt as jb
 
 from .compilers import compiled, devices
-from .contenders import CELLS, OURS, SCANS, SHAPES, arguments, contenders
+from .contenders import CELLS, ELEMENTWISE, ELEMENTWISE_SHAPES, OURS, SCANS, SHAPES, arguments, contenders, elementwise
 from .program import launches, loop, read
-from .promises import Figures, above_floors, broken, moved
+from .promises import Figures, above_at_once, above_floors, broken, moved
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.accelerators", description=__doc__.split("\n\n")[0])
     parser.add_argument("--target", nargs="+", choices=("tpu", "gpu"), default=["tpu", "gpu"])
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
-    parser.add_argument("--only", nargs="+", help="names of gradient functions; all by default")
+    parser.add_argument("--only", nargs="+", help="names of gradient functions, or 'at once'; all by default")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes (default all)")
     options = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failures += one_shape(target, found, cell, shape, options.only)
         for cell in options.cells:
             failures += four_devices(target, found, cell, options.only)
+        if target == "gpu" and (not options.only or "at once" in options.only):
+            for name in ELEMENTWISE:
+                failures += at_once(found, name)
     for failure in failures:
         print("FAILED", failure)
     print(f"{len(failures)} promises broken" if compiled_any else "nothing compiled")
@@ -96,6 +100,29 @@ def one_shape(target: str, found: list[Any], cell: str, shape: Sequence[int], on
         scans = [figures[name] for name in SCANS]
         failures += [f"{here}, exact: {what}" for what in above_floors(target, figures["exact"], scans)]
     return failures
+
+
+def at_once(found: list[Any], name: str) -> list[str]:
+    """Rows of the table, of a step whose states and δ are solved at once; returns what is broken."""
+    kernels = []
+    for shape in ELEMENTWISE_SHAPES:
+        ways, arguments_of = elementwise(name, shape, SingleDeviceSharding(found[0]))
+        scan = 0
+        for way, function in ways.items():
+            start = time.perf_counter()
+            made, mark, sequence = compiled("gpu", jax.jit(function).lower(*arguments_of))
+            seconds = time.perf_counter() - start
+            program = read(made.as_text(), "gpu")
+            whole = loop(program, program.entry)
+            scan = scan or whole.total()
+            memory = made.memory_analysis().temp_size_in_bytes / 2**20
+            print(
+                f"| {name} | {', '.join(map(str, shape))} | {way}{mark} | {seconds:.1f} s | {memory:.1f} MiB | | "
+                f"{whole.total()} | {whole.total() / scan:.4f} | {launches(sequence, whole)} |",
+                flush=True,
+            )
+            kernels += [whole.total()] if way == "exact" else []
+    return [f"gpu, {name}, at once: {what}" for what in above_at_once(kernels)]
 
 
 def four_devices(target: str, found: list[Any], cell: str, only: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is compiled: gradient functions of three cells, and what they are compared with."""
+"""What is compiled: gradient functions of three cells and of two elementwise steps, and what they are compared with."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 import jax_bptt as jb
 from tests.benchmarks import peers
+from tests.benchmarks.kinds import kinds
 
 SHAPES = [(512, 32, 64, 256, 64), (1024, 1, 32, 512, 32), (512, 128, 64, 64, 64)]  # T, B, I, H, O
 CELLS = ("elman", "gru", "lstm")
@@ -34,6 +35,39 @@ def contenders(cell: str, shape: Sequence[int]) -> dict[str, Callable]:
         "k1=k2=32": jb.truncated_bptt(model, loss, 32, 32),
         "k1=8, k2=32": jb.truncated_bptt(model, loss, 8, 32),
     }
+
+
+ELEMENTWISE = ("minGRU", "LRU")
+"""Steps whose states and δ are solved for all steps at once on a GPU."""
+
+ELEMENTWISE_SHAPES = [(steps, 4, 64, 256, 32) for steps in (512, 2048, 4096)]
+
+
+def elementwise(name: str, shape: Sequence[int], sharding: Any) -> tuple[dict[str, Callable], tuple]:
+    """The exact gradient and `jax.grad` of a scan, of a step of `benchmarks.kinds`, and their arguments."""
+    step = next(kind.step for kind in kinds() if kind.name == name)
+    steps, batch, inputs, hidden, outputs = shape
+
+    def like(*sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=sharding)
+
+    if name == "minGRU":
+        params, state = {key: like(hidden, inputs) for key in "zh"} | {"C": like(outputs, hidden)}, like(batch, hidden)
+    else:
+        params = {key: like(hidden, inputs) for key in "BD"} | {key: like(outputs, hidden) for key in "CE"}
+        params |= {key: like(hidden) for key in ("decay", "turn")}
+        state = like(batch, 2, hidden)
+
+    def by_scan(params, state, xs, targets):
+        def body(state, of_step):
+            state, output = jax.vmap(step, (None, 0, 0))(params, state, of_step[0])
+            return state, jb.losses.squared_error(output, of_step[1])
+
+        state, losses = jax.lax.scan(body, state, (xs, targets))
+        return losses.sum(), state
+
+    ways = {"scan": jax.value_and_grad(by_scan, has_aux=True), "exact": jb.bptt(step, jb.losses.squared_error)}
+    return ways, (params, state, like(steps, batch, inputs), like(steps, batch, outputs))
 
 
 def unrolled(model: Any) -> Callable:

@@ -32,6 +32,19 @@ def above_floors(target: str, ours: Figures, scans: Sequence[Figures]) -> list[s
     return found
 
 
+AT_ONCE = {"kernels": 1200, "growth": 1.6}
+"""The most kernels that a gradient takes which is solved for all steps at once, and how much it may grow with them."""
+
+
+def above_at_once(kernels: Sequence[int]) -> list[str]:
+    """Where it takes more, of so many kernels for fewer and more steps."""
+    growth = max(kernels) / kernels[0]
+    found = [f"{max(kernels)} kernels, at most {AT_ONCE['kernels']}"] if max(kernels) > AT_ONCE["kernels"] else []
+    return found + (
+        [f"kernels grow by {growth:.2f}, at most {AT_ONCE['growth']}"] if growth > AT_ONCE["growth"] else []
+    )
+
+
 def broken(program: Program, whole: Loop, steps: int, batch: int) -> list[str]:
     """What the library promises and this program does not do."""
     kinds = collections.Counter(op.kind for ops in program.computations.values() for op in ops)

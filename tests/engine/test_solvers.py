@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks.kinds import kinds
-from jaxprs import equations
+from jaxprs import inner
 from problems import difference
 
 import jax_bptt as jb
-from jax_bptt.engine.solvers.at_once import RADIX, solve
+from jax_bptt.engine.solvers.at_once import RADIX, TAIL, solve
 
 T, B, H, I = 75, 3, 4, 2
 
@@ -120,11 +120,17 @@ def arguments(name, steps=T, batch=B, seed=0):
     return params, state, random.normal(size=(steps, batch, I)), random.normal(size=(steps, batch, 2))
 
 
-def loops(function, *args):
-    """The lengths of the loops in a function, as it is compiled for a GPU."""
-    return {
-        eqn.params["length"] for eqn in equations(jax.make_jaxpr(function)(*args).jaxpr) if eqn.primitive.name == "scan"
-    }
+def in_turn_of(function, *args):
+    """How many steps are run one after the other: the lengths of loops in each other, multiplied."""
+
+    def longest(jaxpr):
+        return max((of_equation(eqn) for eqn in jaxpr.eqns), default=1)
+
+    def of_equation(eqn):
+        steps = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        return steps * max(map(longest, inner(eqn)), default=1)
+
+    return longest(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def reals(tree):
@@ -173,8 +179,8 @@ def test_gradients_are_those_of_jax_grad(name, gradient):
 @pytest.mark.parametrize("name", STEPS)
 def test_nothing_is_run_in_turn_but_what_is_not_affine(name):
     step, _, is_affine = STEPS[name]
-    of_backwards = loops(jb.bptt(step, loss), *arguments(name))
-    assert max(of_backwards, default=0) <= (1 if is_affine else T // 8)
+    in_turn = in_turn_of(jb.bptt(step, loss), *arguments(name))
+    assert in_turn <= TAIL if is_affine else in_turn >= T - T % 8
     want, got = (jax.jit(of(step, loss))(*arguments(name)) for of in (jb.reference.bptt, jb.bptt))
     assert max(map(difference, reals(got), reals(want))) <= 1e-11
 
@@ -220,7 +226,7 @@ def test_state_gradients_and_inputs():
 @pytest.mark.usefixtures("as_on_gpu")
 def test_half_precision_products_and_short_windows_stay_in_turn():
     def is_in_turn(step, args, **options):
-        return any(length > 1 for length in loops(jb.bptt(step, loss, **options), *args))
+        return in_turn_of(jb.bptt(step, loss, **options), *args) >= len(args[2]) // 8 * 8
 
     assert not is_in_turn(mingru, arguments("mingru"))
     assert is_in_turn(mingru, jax.tree.map(lambda a: a.astype("float16"), arguments("mingru")))
@@ -251,3 +257,14 @@ def test_what_only_has_the_derivative_of_something_affine_is_run_in_turn(step):
     (value, end), grads = jb.bptt(step, lambda y, _: (y**2).sum())(params, state, xs)
     (want, last), of_reference = jb.reference.bptt(step, lambda y, _: (y**2).sum())(params, state, xs)
     assert difference((value, end, grads), (want, last, of_reference)) <= 1e-11
+
+
+@pytest.mark.usefixtures("as_on_gpu")
+def test_a_large_state_into_which_little_comes_is_run_in_turn():
+    params, state, xs, targets = arguments("linear attention")
+    larger = {name: np.ones((16, *p.shape[1:])) for name, p in params.items()} | {"C": np.ones((2, 16))}
+    args = larger, np.ones((B, 16, 16)), xs, targets
+    assert in_turn_of(jb.bptt(linear_attention, loss), params, state, xs, targets) <= TAIL
+    assert in_turn_of(jb.bptt(linear_attention, loss), *args) >= T - T % 8
+    wide = arguments("mingru", batch=2**14)
+    assert in_turn_of(jb.bptt(mingru, loss), *wide) >= T - T % 8
