@@ -54,7 +54,9 @@ def bptt(
             the first two, as `jax_bptt.engine.plan.default_save` chooses, and on a GPU "states" where there are
             several windows.
         unroll: time steps in one body of the compiled loops, as in `lax.scan`. None is 1, and on a GPU, where each body
-            is launched, up to `jax_bptt.engine.plan.BODY_ON_GPU`. Any number gives the same gradient.
+            is launched, up to `jax_bptt.engine.plan.BODY_ON_GPU`, or no loop at all: where ∂h_t/∂h_{t−1} is elementwise
+            (or of small blocks), δ is solved for all steps at once there, and the states, too, where the transition is
+            affine in the state. Any number gives the same gradient.
         burn_in: the first steps only bring the state up to date: they have no loss, and no credit reaches them, nor
             through them the state.
 

@@ -14,7 +14,7 @@ from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.engine.call_plan import sums_lose_nothing, traffic_of
 from jax_bptt.engine.flatten import Wanted, flatten_call
 from jax_bptt.engine.leaves import Leaves, differentiable, nbytes
-from jax_bptt.engine.plan import default_save, is_better_whole
+from jax_bptt.engine.plan import Solvable, default_save, is_better_whole
 from jax_bptt.engine.step.graph import Equation, is_costly, shape_of, trace
 from jax_bptt.engine.step.pullback import transition_partials
 from jax_bptt.engine.step.structure import Alignment, is_identity
@@ -37,6 +37,8 @@ class Placement(NamedTuple):
     """What a time step of all examples moves through memory, by either plan; of an opaque one nothing is counted."""
     jacobian: dict[str, str]
     """Per leaf of the state, what ∂h_t/∂h_{t−1} makes of δ on its way to it: elementwise, or through products."""
+    solvable: Solvable
+    """Whether δ, and the states, are solved for all steps at once on a GPU, by exact BPTT at its defaults."""
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{size} with {save!r}" for save, size in self.saved_bytes.items())
@@ -44,7 +46,13 @@ class Placement(NamedTuple):
         told[f"saved of a step of one example, by default {self.save!r}"] = (f"bytes: {sizes}",)
         told["exact BPTT, by default"] = (self._weighed(),)
         told["∂h_t/∂h_{t−1}"] = tuple(f"{name}: {text}" for name, text in self.jacobian.items())
+        told["on a GPU, by default"] = (self._solved(),)
         return "\n".join(line for title, found in told.items() for line in (title, *(f"    {text}" for text in found)))
+
+    def _solved(self) -> str:
+        if not self.solvable.backwards:
+            return "states and δ in loops over time"
+        return f"{'states and δ' if self.solvable.forwards else 'δ, not the states,'} solved for all steps at once"
 
     def _weighed(self) -> str:
         if self.traffic.opaque and not self.whole:
@@ -116,7 +124,8 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
     found = pullback.jacobian()
     jacobian = {name: _told([row[j] for row in found], before[j].shape, names) for j, name in enumerate(names)}
     whole = is_better_whole(traffic) and sums_lose_nothing(flat.wrt_params)
-    return Placement(rooms, save, saved_bytes, whole, traffic, jacobian)
+    solvable = Solvable() if whole else recurrence.solvable
+    return Placement(rooms, save, saved_bytes, whole, traffic, jacobian, solvable)
 
 
 def _told(of_leaves: list[Alignment | None], shape: tuple[int, ...], names: list[str]) -> str:

@@ -39,10 +39,11 @@ AT_ONCE = {"kernels": 1200, "growth": 1.6}
 def above_at_once(kernels: Sequence[int]) -> list[str]:
     """Where it takes more, of so many kernels for fewer and more steps."""
     growth = max(kernels) / kernels[0]
-    found = [f"{max(kernels)} kernels, at most {AT_ONCE['kernels']}"] if max(kernels) > AT_ONCE["kernels"] else []
-    return found + (
-        [f"kernels grow by {growth:.2f}, at most {AT_ONCE['growth']}"] if growth > AT_ONCE["growth"] else []
-    )
+    told = {
+        f"{max(kernels)} kernels, at most {AT_ONCE['kernels']}": max(kernels) > AT_ONCE["kernels"],
+        f"kernels grow by {growth:.2f}, at most {AT_ONCE['growth']}": growth > AT_ONCE["growth"],
+    }
+    return [what for what, is_broken in told.items() if is_broken]
 
 
 def broken(program: Program, whole: Loop, steps: int, batch: int) -> list[str]:

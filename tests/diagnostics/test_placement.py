@@ -65,6 +65,7 @@ def test_it_is_printed_with_every_room():
     lines = str(placement).splitlines()
     assert [line for line in lines if not line.startswith(" ")][: len(placement.rooms)] == list(placement.rooms)
     assert "    state: through products, or other operations that are not elementwise" in lines
+    assert lines[-1] == "    states and δ in loops over time"
     assert any(repr(placement.save) in line for line in lines)
 
 
@@ -74,3 +75,20 @@ def test_bad_arguments_are_named():
         explained(cell, np.zeros((3, H)), np.zeros((T, B, I)))
     with pytest.raises(TypeError, match="model: found int"):
         explained(3, np.zeros((B, H)), np.zeros((T, B, I)), {})
+
+
+def test_what_is_solved_at_once_is_told():
+    def told(step, params):
+        return str(jb.diagnostics.explain(step, params, np.ones((2, 8)), np.ones((100, 2, 8)))).splitlines()[-2:]
+
+    def gated(params, h, x):
+        h = jax.nn.sigmoid(params["gate"] @ x) * h + params["in"] @ x
+        return h, h
+
+    def bent(params, h, x):
+        h = jnp.tanh(params["gate"][0] * h + params["in"] @ x)
+        return h, h
+
+    title, params = "on a GPU, by default", {"gate": np.ones((8, 8)), "in": np.ones((8, 8))}
+    assert told(gated, params) == [title, "    states and δ solved for all steps at once"]
+    assert told(bent, params) == [title, "    δ, not the states, solved for all steps at once"]
