@@ -12,6 +12,7 @@ gradient accumulation are the optimiser's: `optax.chain(optax.clip_by_global_nor
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -309,7 +310,10 @@ def _forwards(pair: ForwardMode[Any], optimizer: optax.GradientTransformation, k
     def begin(
         params: PyTree, state: PyTree, xs: PyTree = None, targets: PyTree = None, key: jax.Array | None = None
     ) -> TrainState:
-        drawn_from = {} if key is None else {"key": key}
+        takes_key = "key" in inspect.signature(pair.init).parameters
+        if key is not None and not takes_key:
+            raise ValueError(f"key: found {describe(key)}, expected None: nothing is drawn by this gradient")
+        drawn_from = {"key": key} if takes_key else {}
         return init(params, optimizer, pair.init(params, state, xs, **drawn_from))
 
     def update(

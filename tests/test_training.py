@@ -482,3 +482,7 @@ def test_bad_calls_of_online_forwards_are_named():
             online.update(begin, ARGS.xs[:steps], ARGS.targets[:steps])
     with pytest.raises(ValueError, match="key: found"):
         jb.training.train_online(MODEL, LOSS, SGD, 4, 4).init(ARGS.params, ARGS.state, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"key: found .* expected None: nothing is drawn by this gradient"):
+        online.init(ARGS.params, ARGS.state, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="key: found None"):
+        jb.training.train_online(MODEL, LOSS, SGD, 4, forward=jb.uoro).init(ARGS.params, ARGS.state)

@@ -83,7 +83,7 @@ def check_call(
     params, state, xs, targets = trees.values()
     steps, batch = _check_axes(state, xs, targets, arguments.length)
     for n in argnums:
-        _check_differentiable(ARGUMENTS[n], trees[ARGUMENTS[n]])
+        check_differentiable(ARGUMENTS[n], trees[ARGUMENTS[n]])
     if burn_in >= steps:
         raise ValueError(f"burn_in: found {burn_in}, expected less than the {steps} time steps")
     if burn_in + context >= steps:
@@ -166,7 +166,16 @@ def _check_length(length: Any) -> int:
     return check_count("length", length)
 
 
-def _check_differentiable(name: str, tree: Any) -> None:
+def check_batched(state: Any) -> int:
+    """That a state has arrays of `[B, …]`; returns B."""
+    leaves = jax.tree.leaves(state)
+    if not leaves or any(leaf.ndim == 0 or len(leaf) != len(leaves[0]) for leaf in leaves):
+        raise ValueError(f"state: found {jax.tree.map(jnp.shape, state)}, expected arrays of [B, …]")
+    return len(leaves[0])
+
+
+def check_differentiable(name: str, tree: Any) -> None:
+    """That the gradient with respect to an argument can be asked for."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(

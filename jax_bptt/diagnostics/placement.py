@@ -14,7 +14,7 @@ from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.engine.call_plan import sums_lose_nothing, traffic_of
 from jax_bptt.engine.flatten import Wanted, flatten_call
 from jax_bptt.engine.leaves import Leaves, differentiable, nbytes
-from jax_bptt.engine.plan import Solvable, default_save, is_better_whole
+from jax_bptt.engine.plan import AT_ONCE_FROM, Solvable, default_save, is_better_whole
 from jax_bptt.engine.step.graph import Equation, is_costly, shape_of, trace
 from jax_bptt.engine.step.pullback import transition_partials
 from jax_bptt.engine.step.structure import Alignment, is_identity
@@ -124,7 +124,7 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
     found = pullback.jacobian()
     jacobian = {name: _told([row[j] for row in found], before[j].shape, names) for j, name in enumerate(names)}
     whole = is_better_whole(traffic) and sums_lose_nothing(flat.wrt_params)
-    solvable = Solvable() if whole else recurrence.solvable
+    solvable = Solvable() if whole or call.steps < AT_ONCE_FROM else recurrence.solvable
     return Placement(rooms, save, saved_bytes, whole, traffic, jacobian, solvable)
 
 

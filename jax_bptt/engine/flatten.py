@@ -270,7 +270,7 @@ def flatten_call(
         pullback = only_forwards(parts, len(shapes))
     bodies = default_bodies(parts.equations)
     sizes = (sum(map(nbytes, of)) * concrete(math.prod(call.batch)) for of in (shapes, drive))
-    at_once = bool(pullback.blocks) and not parts.one_by_one and is_small(*sizes)
+    at_once = bool(pullback.blocks) and not parts.one_by_one and not parts.opaque and is_small(*sizes)
     solvable = Solvable(at_once, at_once and pullback.is_affine)
     recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, bodies=bodies, solvable=solvable)
     return FlatCall(

@@ -6,7 +6,7 @@ With δ_t = ∂L/∂h_t (Williams & Peng 1990; the immediate partials ∂⁺ of 
 
 1. `credit_from_losses`: (∂ŷ_t/∂h_t)ᵀ ∂ℓ_t/∂ŷ_t, from the losses of all rows at once;
 2. `linearise`, all rows at once; then `recur`, δ_t = credit_t + (∂h_{t+1}/∂h_t)ᵀ δ_{t+1}: the only loop over time
-   steps, which holds nothing but this recursion (and is none where the Jacobian is elementwise, on a GPU);
+   steps, which holds nothing but this recursion (and is none on a GPU where `Recurrence.solvable` says so);
 3. `immediate_partials`: Σ_t (∂⁺h_t/∂θ)ᵀ δ_t, all rows at once, one matrix product per weight.
 
 Exact BPTT hands δ on from each window to the one before it (`passes`); truncated BPTT hands on nothing, so that its

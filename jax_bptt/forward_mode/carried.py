@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_like
+from jax_bptt.checks.arguments import Arguments, arrays, check_batched, check_call, check_differentiable, check_like
 from jax_bptt.checks.options import check_count, check_options, describe
 from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import Call
@@ -56,7 +56,7 @@ def rtrl(model: Model, loss: Loss, *, reduction: Reduction = "sum", memory: int 
     element of θ has to do with one unit of the state in a step, it has B·|θ|, and so for each pair of a leaf of the
     state and a leaf of the params, and along each of their axes, by itself (`diagnostics.explain` tells). A step takes
     as many operations, or H times as many. Both Jacobians are made of pullbacks, so that a step with a custom
-    derivative (surrogate gradients of spikes) has that one.
+    derivative (surrogate gradients of spikes) has that one, as long as it is linear in the cotangent.
 
     Args:
         model, loss, reduction: as for `bptt`; "mean" is over the steps and examples of a call.
@@ -116,11 +116,11 @@ def eprop(model: Model, loss: Loss, *, reduction: Reduction = "sum", memory: int
 
         h_t = f(A sg(h_{t−1}) + B x_t, h_{t−1}),    ∂sg(h)/∂h = 0
 
-    The exact gradient of the step whose products (convolutions, solvers and inner loops, too) read a state before the
-    step that is constant: what travels from unit to unit through weights is left out, and what a unit keeps of itself
-    (the leak of a neuron, the gate of a memory) is not. The learning signal is the exact ∂⁺ℓ_t/∂h_t. M has B·|θ|
-    numbers where what is left of the Jacobian is elementwise. Of a leaky unit this is random-feedback local online
-    learning, but for its feedback, which is exact here.
+    The exact gradient of the step whose products read a state before the step that is constant: `@`, `einsum`, and what
+    else is costly, convolutions, solvers and inner loops, but not sums of elementwise products. What travels from unit
+    to unit through weights is left out, and what a unit keeps of itself (the leak of a neuron, the gate of a memory) is
+    not. The learning signal is the exact ∂⁺ℓ_t/∂h_t. M has B·|θ| numbers where what is left of the Jacobian is
+    elementwise. Of a leaky unit this is random-feedback local online learning, but for its feedback, which is exact.
 
     Args:
         model, loss, reduction, memory: as for `rtrl`.
@@ -144,6 +144,8 @@ def _carried(step: Step, loss: Loss, reduction: Reduction, memory: int, *, diago
     memory = check_count("memory", memory)
 
     def init(params: PyTree, state: PyTree, xs: PyTree = None) -> Carry:
+        check_differentiable("params", arrays("params", params))
+        check_batched(arrays("state", state))
         is_told = bool(jax.tree.leaves(xs))
         try:
             arguments = Arguments(params, state, xs, length=None if is_told else 1)
@@ -191,8 +193,7 @@ def _laid_out(call: Call, memory: int, diagonal: bool) -> Layout:
     if size > memory:
         raise ValueError(
             f"memory: found {memory}, expected at least {size} bytes, those of the influence ∂h/∂θ of "
-            f"{call.batch[0]} examples, of a state whose units have to do with each other; give as much, or use "
-            "jb.snap1, jb.eprop, jb.uoro or jb.truncated_bptt"
+            f"{call.batch[0]} examples; give as much, or use jb.uoro or jb.truncated_bptt"
         )
     return layout
 

@@ -307,7 +307,7 @@ def _sum_free(entries: jax.Array, kept: Any, axes: int, rows: int, columns: int,
     of_param = "".join(itertools.islice(letters, ndim))
     sizes = entries.shape[axes + rows : axes + rows + columns]
     entries = entries.astype(kept.dtype)
-    if math.prod(sizes) < MATRIX:
+    if 0 < math.prod(sizes) < MATRIX:
         first, last = entries.shape[: axes + rows], entries.shape[axes + rows + columns :]
         entries = entries.reshape(*first, math.prod(sizes), *last)
         kept = kept.reshape(*first[:axes], *[1] * rows, math.prod(sizes), *kept.shape[axes + columns :])

@@ -6,13 +6,12 @@ h̃ has the size of the state and θ̃ that of the params, of each example.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_like
+from jax_bptt.checks.arguments import Arguments, arrays, check_batched, check_call, check_differentiable, check_like
 from jax_bptt.checks.options import check_options, describe
 from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import Call
@@ -71,9 +70,10 @@ def uoro(model: Model, loss: Loss, *, reduction: Reduction = "sum") -> ForwardMo
     step = step_of(model)
     check_options(loss, reduction, 0)
 
-    def init(params: PyTree, state: PyTree, xs: PyTree = None, *, key: jax.Array) -> RankOne:
+    def init(params: PyTree, state: PyTree, xs: PyTree = None, *, key: jax.Array | None = None) -> RankOne:
         params, state = arrays("params", params), arrays("state", state)
-        batch = _batch_of(state)
+        check_differentiable("params", params)
+        batch = check_batched(state)
         return RankOne(state, *_zeros(params, state, batch), _split(key, batch))
 
     def gradient(
@@ -104,16 +104,9 @@ def uoro(model: Model, loss: Loss, *, reduction: Reduction = "sum") -> ForwardMo
     return ForwardMode(init, gradient)
 
 
-def _batch_of(state: PyTree) -> int:
-    leaves = jax.tree.leaves(state)
-    if not leaves or any(leaf.ndim == 0 for leaf in leaves):
-        raise ValueError(f"state: found {jax.tree.map(jnp.shape, state)}, expected arrays of [B, …]")
-    return leaves[0].shape[0]
-
-
-def _split(key: jax.Array, batch: int) -> jax.Array:
+def _split(key: jax.Array | None, batch: int) -> jax.Array:
     try:
-        return jax.random.split(key, batch)
+        return jax.random.split(cast(jax.Array, key), batch)
     except (TypeError, ValueError) as error:
         raise TypeError(f"key: found {describe(key)}, expected one of jax.random.key") from error
 
@@ -157,7 +150,7 @@ def _carry_over(
         params_bar, before_bar = pull(combine(credit.to_after, zeros))
         before_bar = add(before_bar, credit.to_before)
         products = jax.tree.map(lambda bar, v: (bar.astype(v.dtype) * v).sum(), before_bar, kept.of_state)
-        return _Kept(of_state, of_params, key), (params_bar, functools.reduce(jnp.add, jax.tree.leaves(products)))
+        return _Kept(of_state, of_params, key), (params_bar, _sum(jax.tree.leaves(products)))
 
     over_batch = vmap_leading(of_example, (None, 0, 0, 0, 0), call.batch)
     after, (params_bar, weight) = over_batch(params, before, x, kept, credit)
@@ -174,8 +167,17 @@ def _mixed(a: jax.Array, b: jax.Array, some: jax.Array, more: jax.Array, like: j
 
 def _scale(numerator: Leaves, denominator: Leaves) -> jax.Array:
     """√(‖numerator‖ / ‖denominator‖); 1 where either is zero."""
-    above, below = (
-        optax.tree.norm(jax.tree.map(lambda a: a.astype(accumulator(a.dtype)), of)) for of in (numerator, denominator)
-    )
+    above, below = map(_squares, (numerator, denominator))
     there = (above > 0) & (below > 0)
-    return jnp.where(there, jnp.sqrt(jnp.where(there, above, 1) / jnp.where(there, below, 1)), 1)
+    return jnp.where(there, jnp.where(there, above, 1) / jnp.where(there, below, 1), 1) ** 0.25
+
+
+def _squares(leaves: Leaves) -> jax.Array:
+    """‖leaves‖²."""
+    return _sum([jnp.square(a.astype(accumulator(a.dtype))).sum() for a in jax.tree.leaves(leaves)])
+
+
+def _sum(numbers: list[jax.Array]) -> jax.Array:
+    """Their sum, in the widest of their dtypes."""
+    widest = max((a.dtype for a in numbers), key=lambda dtype: jnp.finfo(dtype).bits, default=jnp.dtype(jnp.float32))
+    return functools.reduce(jnp.add, [a.astype(widest) for a in numbers], jnp.zeros((), widest))

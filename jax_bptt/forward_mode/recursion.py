@@ -37,6 +37,8 @@ from jax_bptt.engine.leaves import (
     where,
 )
 from jax_bptt.engine.objective import Objective, instead_of_masked
+from jax_bptt.engine.solvers.sequential import scan_steps
+from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.split import SplitStep, split_step
 from jax_bptt.engine.windows import vmap_leading
 from jax_bptt.model import PyTree
@@ -63,8 +65,12 @@ def over_time(
 
     Args:
         kept: what stands for M before the first step, leaves of `[B, …]`.
+
+    Raises:
+        ValueError: for a step that reads results of side effects.
     """
     call = vary_data(call)
+    _check_effects(call)
     step, axes = in_real_numbers(call), axes_of((call.state, call.xs))
     params = [vary(p, axes) for p in map(to_real, jax.tree.leaves(call.params))]
     parts = split_step(step, *real_shapes(call))
@@ -86,10 +92,20 @@ def over_time(
     kept = jax.tree.map(lambda a: vary(a, axes), kept)
     carry = start, kept, objective.zero, [vary(a, axes) for a in accumulators(params)]
     timed = call.xs, objective.targets, objective.mask, call.reset
-    (state, kept, loss, grads), _ = jax.lax.scan(one_step, carry, timed, length=call.steps)
+    (state, kept, loss, grads), _ = scan_steps(one_step, carry, timed, call.steps)
     grads = [_gradient_from_real(g, p) for g, p in zip(grads, jax.tree.leaves(call.params), strict=True)]
     end = [_from_real(s, like) for s, like in zip(state, jax.tree.leaves(call.state), strict=True)]
     return loss.astype(call.loss_dtype), unflatten_state(call, end), kept, unflatten_like(call.params, grads)
+
+
+def _check_effects(call: Call) -> None:
+    """That no result of side effects is read: a step and its pullback are two runs, which would read others."""
+    for eqn in graph.trace(call.step, *shapes_of_one(call)).equations:
+        if graph.has_side_effects(eqn) and graph.results(eqn):
+            raise ValueError(
+                f"model: found a step that reads results of side effects ({eqn.primitive.name}), expected one without: "
+                "forward mode runs a step more than once; jax_bptt.bptt does not"
+            )
 
 
 class Rows(NamedTuple):

@@ -78,8 +78,8 @@ def test_bad_arguments_are_named():
 
 
 def test_what_is_solved_at_once_is_told():
-    def told(step, params):
-        return str(jb.diagnostics.explain(step, params, np.ones((2, 8)), np.ones((100, 2, 8)))).splitlines()[-2:]
+    def told(step, params, steps=100):
+        return str(jb.diagnostics.explain(step, params, np.ones((2, 8)), np.ones((steps, 2, 8)))).splitlines()[-2:]
 
     def gated(params, h, x):
         h = jax.nn.sigmoid(params["gate"] @ x) * h + params["in"] @ x
@@ -92,3 +92,4 @@ def test_what_is_solved_at_once_is_told():
     title, params = "on a GPU, by default", {"gate": np.ones((8, 8)), "in": np.ones((8, 8))}
     assert told(gated, params) == [title, "    states and δ solved for all steps at once"]
     assert told(bent, params) == [title, "    δ, not the states, solved for all steps at once"]
+    assert told(gated, params, steps=40) == [title, "    states and δ in loops over time"]

@@ -151,6 +151,14 @@ GRADIENTS = {
     ),
     "burn-in": (lambda step: jb.bptt(step, loss, burn_in=5), {"burn_in": 5}),
     "truncated": (lambda step: jb.truncated_bptt(step, loss, 70, 70, save="dots"), {"k1": 70, "k2": 70}),
+    "overlapping, boundaries": (
+        lambda step: jb.truncated_bptt(step, loss, 66, 70, save="boundaries"),
+        {"k1": 66, "k2": 70},
+    ),
+    "last, boundaries": (
+        lambda step: jb.truncated_bptt(step, loss, 70, 70, losses="last", save="boundaries"),
+        {"k1": 70, "k2": 70, "losses": "last"},
+    ),
     "overlapping": (lambda step: jb.truncated_bptt(step, loss, 66, 70), {"k1": 66, "k2": 70}),
 }
 
@@ -214,13 +222,20 @@ def test_second_derivatives_and_scans(name):
 
 @pytest.mark.usefixtures("as_on_gpu")
 def test_state_gradients_and_inputs():
-    args = arguments("mingru")
-    got, want = (of(mingru, loss)(*args) for of in (jb.state_gradients, jb.bptt))
-    _, by_reference = jb.reference.bptt(mingru, loss, argnums=(1, 2))(*args)
-    _, of_all = jb.bptt(mingru, loss, argnums=(1, 2))(*args)
+    params, state, xs, targets = arguments("mingru")
+    _, by_reference = jb.reference.bptt(mingru, loss, argnums=(1, 2))(params, state, xs, targets)
+    _, of_all = jb.bptt(mingru, loss, argnums=(1, 2))(params, state, xs, targets)
     assert difference(of_all, by_reference) <= 1e-12
-    assert got.shape == (T, B, H)
-    assert np.isfinite(want[0][0])
+
+    def with_nudges(nudges):
+        def step(params, h, x):
+            h, _ = mingru(params, h, x[0])
+            return h + x[1], params["C"] @ (h + x[1])
+
+        return jb.reference.bptt(step, loss)(params, state, (xs, nudges), targets)[0][0]
+
+    deltas = jb.state_gradients(mingru, loss)(params, state, xs, targets)
+    assert difference(deltas, jax.grad(with_nudges)(np.zeros((T, B, H)))) <= 1e-12
 
 
 @pytest.mark.usefixtures("as_on_gpu")
@@ -238,9 +253,39 @@ def test_half_precision_products_and_short_windows_stay_in_turn():
 
 
 def test_elsewhere_it_is_a_loop():
-    args = arguments("mingru", steps=512)
-    compiled = jax.jit(jb.bptt(mingru, loss)).lower(*args).compile().as_text()
-    assert "while(" in compiled
+    assert in_turn_of(jb.bptt(mingru, loss), *arguments("mingru", steps=512)) == 512
+
+
+@jax.custom_vjp
+def clipped(h):
+    return h
+
+
+clipped.defvjp(lambda h: (h, None), lambda _, bar: (jnp.clip(bar, -0.1, 0.1),))
+
+
+@pytest.mark.usefixtures("as_on_gpu")
+def test_a_pullback_that_is_not_linear_is_run_in_turn():
+    def step(params, h, x):
+        h = jnp.tanh(params["a"] * clipped(h) + params["h"] @ x)
+        return h, params["C"] @ h
+
+    args = arguments("independent")
+    want, got = (jax.jit(of(step, loss))(*args) for of in (jb.reference.bptt, jb.bptt))
+    assert difference(got, want) <= 1e-12
+
+
+@pytest.mark.usefixtures("as_on_gpu")
+def test_leaves_of_other_dtypes_and_empty_ones():
+    def step(params, state, x):
+        a, b, empty = state
+        a, b = 0.9 * a + (0.1 * b).astype(a.dtype), 0.8 * b + params["h"] @ x
+        return (a, b, 0.5 * empty), params["C"] @ b + a.sum().astype(b.dtype)
+
+    params, state, xs, targets = arguments("mingru")
+    args = params, (state.astype("float32"), state, np.zeros((B, 0))), xs, targets
+    want, got = (jax.jit(of(step, loss))(*args) for of in (jb.reference.bptt, jb.bptt))
+    assert difference(got[1], want[1]) <= 1e-5
 
 
 @pytest.mark.usefixtures("as_on_gpu")

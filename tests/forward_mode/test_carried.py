@@ -353,6 +353,30 @@ def test_a_step_without_inputs_is_laid_out_at_once():
     assert difference(grads, jb.reference.bptt(step, squares)(params, state, length=5)[1]) <= 1e-12
 
 
+def test_empty_leaves():
+    def step(params, state, x):
+        h, empty = state
+        h = params["a"] * h + x.sum()
+        return (h, 0.9 * empty + params["W"] @ x), h
+
+    params = {"a": np.linspace(0.1, 0.9, 4), "W": np.ones((0, I))}
+    args = params, (np.ones((B, 4)), np.ones((B, 0))), np.random.default_rng(0).normal(size=(T, B, I)), None
+    _, grads = run(jb.rtrl(step, squares), *args)
+    assert difference(grads["a"], jb.reference.bptt(step, squares)(*args)[1]["a"]) <= 1e-12
+
+
+def test_results_of_side_effects_are_refused():
+    def step(params, h, x):
+        told = jax.experimental.io_callback(lambda: np.ones(()), jax.ShapeDtypeStruct((), float))
+        h = params * h * told + x
+        return h, h
+
+    init, gradient = jb.rtrl(step, squares)
+    xs = np.ones((T, B, 3))
+    with pytest.raises(ValueError, match="model: found a step that reads results of side effects"):
+        gradient(np.ones(3), init(np.ones(3), np.ones((B, 3)), xs), xs)
+
+
 ELMAN = PROBLEMS["elman"]
 ARGS = arguments(ELMAN, 0, T, B)
 
@@ -376,6 +400,8 @@ def called(carry=None, params=ARGS.params, **more):
             f"memory: found 100, expected at least {8 * B * H * H * (H + I)} bytes",
         ),
         (lambda: called(ARGS.state), TypeError, "carry: found an array of shape"),
+        (lambda: jb.rtrl(ELMAN.model, squares).init(ARGS.params, 1.0), ValueError, "state: found"),
+        (lambda: jb.rtrl(ELMAN.model, squares).init({"A": np.ones(3, int)}, ARGS.state), TypeError, "argnums: found 0"),
         (
             lambda: called(jb.rtrl(PROBLEMS["gru"].model, squares).init(PROBLEMS["gru"].params, ARGS.state, ARGS.xs)),
             TypeError,

@@ -76,6 +76,16 @@ def test_a_batch_divided_among_devices():
     assert difference(got, want) <= 1e-12
 
 
+def test_a_state_without_derivatives():
+    def step(params, n, x):
+        return n + 1, params * x * n
+
+    init, gradient = jb.uoro(step, squares)
+    params, state, xs = np.ones(3), np.arange(B), np.ones((T, B, 3))
+    _, grads = gradient(params, init(params, state, key=jax.random.key(0)), xs)
+    assert difference(grads, jb.reference.bptt(step, squares)(params, state, xs, None)[1]) <= 1e-12
+
+
 ELMAN = PROBLEMS["elman"]
 ARGS = arguments(ELMAN, 0, T, B)
 
@@ -84,6 +94,12 @@ ARGS = arguments(ELMAN, 0, T, B)
     ("call", "error", "message"),
     [
         (lambda pair: pair.init(ARGS.params, ARGS.state, key="seed"), TypeError, "key: found 'seed' of type str"),
+        (lambda pair: pair.init(ARGS.params, ARGS.state), TypeError, "key: found None"),
+        (
+            lambda pair: pair.init({"A": np.ones(3, int)}, ARGS.state, key=jax.random.key(0)),
+            TypeError,
+            "argnums: found 0",
+        ),
         (lambda pair: pair.init(ARGS.params, 1.0, key=jax.random.key(0)), ValueError, "state: found"),
         (
             lambda pair: pair.gradient(ARGS.params, ARGS.state, ARGS.xs, ARGS.targets),

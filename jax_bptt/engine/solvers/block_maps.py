@@ -93,7 +93,8 @@ def solve_forwards(recurrence: Recurrence, start: Leaves, drive: Leaves, reset: 
         first = _units(block, start, axes - 1, 0)
         constants = _of_rows(block, constants_of_all, start, size, axes)
         if reset is not None:
-            to = [(s if to is None else to)[None] for s, to in zip(start, recurrence.reset_to, strict=True)]
+            pairs = zip(start, recurrence.reset_to, strict=True)
+            to = [jnp.broadcast_to(s if to is None else to, s.shape)[None] for s, to in pairs]
             again = applied(factors, _units(block, to, axes)) + constants
             here = reset.reshape(size, 1, *reset.shape[1:], *[1] * (constants.ndim - reset.ndim - 1))
             constants, factors = jnp.where(here, again, constants), _dropped(reset, factors, 3)

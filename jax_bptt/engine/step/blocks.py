@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.engine.step.graph import Equation, Graph, Var, backward_slice, is_costly, results, shape_of, variables
+from jax_bptt.engine.step.graph import Equation, Graph, Var, backward_slice, is_zero, results, shape_of
 from jax_bptt.engine.step.structure import Alignment, alignments, is_own
 
 MOST = 4
@@ -43,15 +43,15 @@ def blocks_of(
     if not _is_linear(graph, sources):
         return None
     found = [alignments(graph, source, outputs) for source in sources]
-    shapes = [shape_of(source).shape for source in sources]
+    kinds = [shape_of(source) for source in sources]
     blocks = []
     for members in _components([[of is not None for of in row] for row in found]):
-        shape = shapes[members[0]]
-        if any(shapes[i] != shape for i in members):
+        shape = kinds[members[0]].shape
+        if any((kinds[i].shape, kinds[i].dtype) != (shape, kinds[members[0]].dtype) for i in members):
             return None
         pairs = [found[i][j] for i in members for j in members]
         free = tuple(axis for axis in range(len(shape)) if not all(_is_own(of, axis, shape) for of in pairs))
-        if len(members) * int(np.prod([shape[axis] for axis in free])) > MOST:
+        if not 0 < len(members) * int(np.prod([shape[axis] for axis in free])) <= MOST:
             return None
         direct = np.array([[found[i][j] is not None for i in members] for j in members]) | np.eye(
             len(members), dtype=bool
@@ -77,16 +77,34 @@ def _components(coupled: list[list[bool]]) -> list[list[int]]:
 
 
 def _is_linear(graph: Graph, sources: Sequence[Var]) -> bool:
-    """Whether nothing on the way from δ is costly, or of half precision, and all is linear where it is complex."""
-    moving = set(sources)
+    """Whether all that is done to δ is known to be linear, and nothing on the way is costly or of half precision.
+
+    A pullback that a user wrote may be anything: one that clips what comes to it is not linear.
+    """
+    moving, zeros = set(sources), {v for eqn in graph.equations if is_zero(eqn) for v in eqn.outvars}
     is_complex = any(jnp.issubdtype(shape_of(v).dtype, jnp.complexfloating) for v in sources)
     for eqn in graph.equations:
-        if moving.isdisjoint(variables(eqn.invars)):
+        places = [i for i, v in enumerate(eqn.invars) if isinstance(v, Var) and v in moving]
+        if not places:
             continue
-        if is_costly(eqn) or (is_complex and eqn.primitive.name in ("real", "imag", "conj", "convert_element_type")):
+        others = [v for i, v in enumerate(eqn.invars) if i not in places]
+        name = eqn.primitive.name
+        known = name in _OF_PARTS and not is_complex
+        if name in ("mul", "div"):
+            known = _keeps_affine(eqn, places)
+        elif name in _MOVING or name == "select_n":
+            others = others[1:] if name == "select_n" else others
+            known = _keeps_affine(eqn, places) and all(_is_zero_of(v, zeros) for v in others)
+        elif known:
+            known = all(_is_zero_of(v, zeros) for v in others)
+        if not known or any(jnp.finfo(shape_of(v).dtype).bits < 32 for v in results(eqn)):
             return False
         moving.update(results(eqn))
     return all(jnp.finfo(shape_of(v).dtype).bits >= 32 for v in sources)
+
+
+def _is_zero_of(atom: Any, zeros: set[Var]) -> bool:
+    return atom in zeros if isinstance(atom, Var) else not np.any(getattr(atom, "val", 1))
 
 
 def is_affine(graph: Graph, before: Sequence[Var], outputs: Sequence[Any]) -> bool:
@@ -100,6 +118,8 @@ def is_affine(graph: Graph, before: Sequence[Var], outputs: Sequence[Any]) -> bo
     return True
 
 
+_OF_PARTS = {"real", "imag", "complex", "convert_element_type", "conj"}
+"""Linear of what is real alone."""
 _MOVING = {"broadcast_in_dim", "transpose", "reshape", "squeeze", "rev", "slice", "split", "stack", "unstack", "pad"}
 _MOVING |= {"concatenate", "add", "sub", "add_any", "neg", "copy", "reduce_sum"}
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.step.graph import Atom, Equation, Graph, Var, evaluate, interpret, rows_first, shape_of
+from jax_bptt.engine.step.graph import Atom, Equation, Graph, Var, evaluate, interpret, is_zero, rows_first, shape_of
 
 Case = tuple[Any, int]
 """A predicate, and which of its values is meant."""
@@ -72,7 +72,7 @@ def evaluate_factored(
     Returns:
         Of each output its terms; its value, where it does not depend on a cotangent.
     """
-    zeros = {eqn.outvars[0] for eqn in graph.equations if _is_zero(eqn)}
+    zeros = {eqn.outvars[0] for eqn in graph.equations if is_zero(eqn)}
 
     def replace(eqn: Equation, operands: list[Any]) -> list[Any] | None:
         moving = [i for i, operand in enumerate(operands) if isinstance(operand, Cotangent)]
@@ -180,9 +180,3 @@ def _acts_on_factor(eqn: Equation, moving: list[int], zeros: set[Var]) -> bool:
             others = [v for i, v in enumerate(eqn.invars) if i not in (0, *moving)]
             return moving != [0] and all(isinstance(v, Var) and v in zeros for v in others)
     return False
-
-
-def _is_zero(eqn: Equation) -> bool:
-    if eqn.primitive.name != "broadcast_in_dim" or not jnp.issubdtype(shape_of(eqn.invars[0]).dtype, jnp.number):
-        return False  # the value of a float0 is bytes
-    return getattr(eqn.invars[0], "val", None) == 0

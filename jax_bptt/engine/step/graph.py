@@ -460,6 +460,13 @@ def is_elementwise(eqn: Equation) -> bool:
     return eqn.primitive.name in _ELEMENTWISE
 
 
+def is_zero(eqn: Equation) -> bool:
+    """Whether an equation makes an array of zeros."""
+    if eqn.primitive.name != "broadcast_in_dim" or not jnp.issubdtype(shape_of(eqn.invars[0]).dtype, jnp.number):
+        return False  # the value of a float0 is bytes
+    return getattr(eqn.invars[0], "val", None) == 0
+
+
 def is_opaque(eqn: Equation) -> bool:
     """Whether an equation is costly and no product: convolutions, solvers, loops; but draws, and what devices exchange.
 
