@@ -87,7 +87,7 @@ def compose(outer: Alignment | None, inner: Alignment | None, ndim: int) -> Alig
         return None
 
     def of_axis(units: Units | None) -> Units | None:
-        if units is None:
+        if units is None or not units.size:
             return None
         needed = [axis for axis, size in enumerate(units.shape) if size > 1]
         of_needed = [inner[axis] for axis in needed]
