@@ -38,7 +38,6 @@ Influence = tuple[tuple[jax.Array | None, ...], ...]
 MATRIX = 8
 """Units of free axes from which on a sum over them is a product of matrices, and not one of elements."""
 
-
 Alignments: TypeAlias = list[list[Alignment | None]]
 """By leaf of the state, then by leaf of something; None where that has nothing to do with it."""
 

@@ -25,7 +25,6 @@ RADIX = 4
 had 24 to 37 kernels, took 5.1 to 6.6 s, and 1.15 times the memory.)
 """
 
-
 TAIL = 32
 """Steps down to which they are put together: so few are a loop, eight a body, which is compiled once."""
 
