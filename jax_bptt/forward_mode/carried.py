@@ -54,9 +54,9 @@ def rtrl(model: Model, loss: Loss, *, reduction: Reduction = "sum", memory: int 
 
     M has B·H·|θ| numbers, H of the state. Where ∂h_t/∂h_{t−1} is elementwise, as in gated linear recurrences, and each
     element of θ has to do with one unit of the state in a step, it has B·|θ|, and so for each pair of a leaf of the
-    state and a leaf of the params, and along each of their axes, by itself (`diagnostics.explain` tells of ∂h_t/∂h_{t−1}). A step takes
-    as many operations, or H times as many. Both Jacobians are made of pullbacks, so that a step with a custom
-    derivative (surrogate gradients of spikes) has that one, as long as it is linear in the cotangent.
+    state and a leaf of the params, and along each of their axes, by itself. (`diagnostics.explain` tells of
+    ∂h_t/∂h_{t−1}.) A step takes as many operations, or H times as many. Both Jacobians are made of pullbacks, so that a
+    step with a custom derivative (surrogate gradients of spikes) has that one, if it is linear in the cotangent.
 
     Args:
         model, loss, reduction: as for `bptt`; "mean" is over the steps and examples of a call.
