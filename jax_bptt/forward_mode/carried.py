@@ -9,18 +9,17 @@ another step, one whose products read a state that is constant.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jax_bptt.checks.arguments import Arguments, arrays, check_batched, check_call, check_differentiable, check_like
-from jax_bptt.checks.options import check_count, check_options, describe
-from jax_bptt.engine import schedule
+from jax_bptt.checks.options import check_count, check_options
 from jax_bptt.engine.flatten import Call
-from jax_bptt.engine.objective import objective_of
-from jax_bptt.forward_mode.influence import Influence, Layout, bytes_of, carry_over, read_layout, shapes_of
-from jax_bptt.forward_mode.recursion import over_time
+from jax_bptt.forward_mode.influence import Influence, carry_over
+from jax_bptt.forward_mode.layout import Layout, bytes_of, read_layout, shapes_of
+from jax_bptt.forward_mode.recursion import CarryOver, gradient_of
 from jax_bptt.forward_mode.stopped import with_stopped_products
 from jax_bptt.model import ForwardMode, Loss, Model, PyTree, Reduction, Step, step_of
 
@@ -156,34 +155,15 @@ def _carried(step: Step, loss: Loss, reduction: Reduction, memory: int, *, diago
             return Carry(arrays("state", state), None)  # of a step that has inputs, as it seems
         return Carry(call.state, _zeros(_laid_out(call, memory, diagonal), call.batch))
 
-    def gradient(
-        params: PyTree,
-        state: Carry,
-        xs: PyTree = None,
-        targets: PyTree = None,
-        mask: Any = None,
-        reset: Any = None,
-        reset_state: PyTree = None,
-        length: int | None = None,
-    ) -> tuple[tuple[jax.Array, Carry], PyTree]:
-        if not isinstance(state, Carry):
-            raise TypeError(f"carry: found {describe(state)}, expected what init(params, state) returns")
-        arguments = Arguments(params, state.state, xs, targets, mask, reset, reset_state, length)
-        call = check_call(step, loss, arguments, argnums=(0,))
+    def begin(call: Call, carry: Carry) -> tuple[tuple[Influence], CarryOver]:
         layout = _laid_out(call, memory, diagonal)
-        kept = _zeros(layout, call.batch) if state.influence is None else state.influence
+        kept = _zeros(layout, call.batch) if carry.influence is None else carry.influence
         check_like(
             kept, shapes_of(layout, call.batch), lambda _: "carry.influence: found", "as init(params, state, xs) has it"
         )
-        end_loss, end, kept, grads = over_time(
-            call,
-            objective_of(call, reduction, schedule.exact(call.steps)),
-            kept,
-            functools.partial(carry_over, layout, call.batch),
-        )
-        return (end_loss, Carry(end, kept)), grads
+        return (kept,), functools.partial(carry_over, layout, call.batch)
 
-    return ForwardMode(init, gradient)
+    return ForwardMode(init, gradient_of(step, loss, reduction, Carry, begin))
 
 
 def _laid_out(call: Call, memory: int, diagonal: bool) -> Layout:

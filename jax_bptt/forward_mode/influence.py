@@ -2,34 +2,31 @@
 
     M_t = (∂h_t/∂h_{t−1}) M_{t−1} + ∂⁺h_t/∂θ
 
-For each leaf of the state and each leaf of the params, M has the axes of both. Where an element of a param has to do
-with one unit alone along an axis of the state, that axis is left out (`engine/step/structure` calls it aligned): of
-a Jacobian that is elementwise, all of them are, and M has the size of the params. The axes that are left, the free
-ones, stand in front: `[B, free axes of the leaf of the state, axes of the param]`.
+Which they are `layout` says: of each leaf of the state and each leaf of the params M is of `[B, free axes of the leaf
+of the state, axes of the param]`. Here is how it is carried over a step, and what credit makes of it.
 
 Both Jacobians are made of pullbacks of δ: ones along aligned axes, since their units have nothing to do with each
 other, one after the other along free axes. So a step with a custom derivative has its own.
 
-SnAp-1 (`diagonal`) leaves out what ∂⁺h_t/∂θ leaves out, whatever ∂h_t/∂h_{t−1} says, of which it takes the entries
-between what is left: of a matrix, the diagonal.
+SnAp-1 (`diagonal`) takes of ∂h_t/∂h_{t−1} the entries between what its layout has: of a matrix, the diagonal.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.engine.flatten import Call
-from jax_bptt.engine.leaves import Leaves, accumulator, add, combine, differentiable, nbytes, only, vary, varying
-from jax_bptt.engine.step import graph
-from jax_bptt.engine.step.structure import Alignment, Units, alignments, compose, is_equal, join
+from jax_bptt.engine.leaves import Leaves, add, vary, varying
+from jax_bptt.engine.step.structure import Alignment, Units
 from jax_bptt.engine.windows import vmap_leading
-from jax_bptt.forward_mode.recursion import Credit, Step, in_real_numbers, real_shapes
+from jax_bptt.forward_mode.layout import Layout, free_axes, shapes_of
+from jax_bptt.forward_mode.real_numbers import Step
+from jax_bptt.forward_mode.recursion import Credit, pullback_of
 from jax_bptt.model import PyTree
 
 Influence = tuple[tuple[jax.Array | None, ...], ...]
@@ -37,75 +34,6 @@ Influence = tuple[tuple[jax.Array | None, ...], ...]
 
 MATRIX = 8
 """Units of free axes from which on a sum over them is a product of matrices, and not one of elements."""
-
-Alignments: TypeAlias = list[list[Alignment | None]]
-"""By leaf of the state, then by leaf of something; None where that has nothing to do with it."""
-
-
-class Layout(NamedTuple):
-    """Which numbers M has, of one example, in real coordinates."""
-
-    kept: Alignments  # of M
-    immediate: Alignments  # of ∂⁺h_t/∂θ
-    recurrent: Alignments  # of ∂h_t/∂h_{t−1}, by leaf after, then by leaf before the step
-    state: Leaves  # shapes of the leaves of the state
-    params: Leaves
-    diagonal: bool
-
-
-def read_layout(call: Call, *, diagonal: bool) -> Layout:
-    """The layout of M of the step of a call.
-
-    Args:
-        diagonal: whether it is that of SnAp-1.
-    """
-    params, state, x = real_shapes(call)
-    pulled = _pulled(in_real_numbers(call))
-    traced = graph.trace(pulled, params, state, x, differentiable(state))
-    moving = [i for i, leaf in enumerate(differentiable(state)) if leaf is not None]
-    immediate: Alignments = [[None] * len(params) for _ in state]
-    recurrent: Alignments = [[None] * len(state) for _ in state]
-    for i, source in zip(moving, traced.inputs[len(traced.inputs) - len(moving) :], strict=True):
-        found = alignments(traced, source, traced.outputs)
-        immediate[i], of_state = found[: len(params)], found[len(params) :]
-        for j, alignment in zip(moving, of_state, strict=True):
-            recurrent[i][j] = alignment
-    kept = immediate if diagonal else _closed(immediate, recurrent, [p.ndim for p in params])
-    return Layout(kept, immediate, recurrent, state, params, diagonal)
-
-
-def _closed(immediate: Alignments, recurrent: Alignments, ndims: Sequence[int]) -> Alignments:
-    """That of M, which has what ∂⁺h_t/∂θ has, and what steps make of what it has."""
-    kept = immediate
-    while True:
-        known = kept
-        kept = []
-        for i, row in enumerate(immediate):
-            kept.append([])
-            for k, alignment in enumerate(row):
-                for j, between in enumerate(recurrent[i]):
-                    alignment = join(alignment, compose(between, known[j][k], ndims[k]))
-                kept[-1].append(join(known[i][k], alignment))
-        if all(is_equal(a, b) for a, b in zip(itertools.chain(*kept), itertools.chain(*known), strict=True)):
-            return kept
-
-
-def shapes_of(layout: Layout, batch: tuple[int, ...]) -> tuple[tuple[jax.ShapeDtypeStruct | None, ...], ...]:
-    """The shapes of M, of a batch."""
-
-    def of(alignment: Alignment | None, leaf: Any, param: Any) -> jax.ShapeDtypeStruct | None:
-        if alignment is None:
-            return None
-        dtype = accumulator(jnp.result_type(leaf.dtype, param.dtype))
-        return jax.ShapeDtypeStruct((*batch, *_free_sizes(alignment, leaf.shape), *param.shape), dtype)
-
-    rows = zip(layout.kept, layout.state, strict=True)
-    return tuple(tuple(of(a, leaf, p) for a, p in zip(row, layout.params, strict=True)) for row, leaf in rows)
-
-
-def bytes_of(layout: Layout, batch: tuple[int, ...]) -> int:
-    """The size of M, of a batch."""
-    return sum(map(nbytes, jax.tree.leaves(shapes_of(layout, batch))))
 
 
 def carry_over(
@@ -115,13 +43,14 @@ def carry_over(
     params: Leaves,
     before: Leaves,
     x: PyTree,
-    kept: Influence,
+    kept: tuple[Influence],
     credit: Credit,
-) -> tuple[Influence, Leaves]:
+) -> tuple[tuple[Influence], Leaves]:
     """M after a step, and what the credit of its losses makes of it."""
-    after = _advance(layout, batch, step, params, before, x, kept)
-    by_after = contribution(layout, batch, after, credit.to_after)
-    return after, add(by_after, contribution(layout, batch, kept, credit.to_before))
+    (before_step,) = kept
+    after = _advance(layout, batch, step, params, before, x, before_step)
+    by_after = _contribution(layout, batch, after, credit.to_after)
+    return (after,), add(by_after, _contribution(layout, batch, before_step, credit.to_before))
 
 
 def _advance(
@@ -138,16 +67,16 @@ def _advance(
         terms = [] if own is None else [_spread(immediate[i][k], own, here, layout.state[i].shape, axes)]
         for j, there in enumerate(row[k] for row in layout.kept):
             if there is not None and layout.recurrent[i][j] is not None:
-                free, rows = _free(here), here if layout.diagonal else None
+                free, rows = free_axes(here), here if layout.diagonal else None
                 entries = _entries(recurrent[i][free][j], axes, rows, free, there, layout.params[k].ndim)
-                terms.append(_sum_free(entries, kept[j][k], axes, len(free), len(_free(there))))
+                terms.append(_sum_free(entries, kept[j][k], axes, len(free), len(free_axes(there))))
         return functools.reduce(jnp.add, [term.astype(shape.dtype) for term in terms])
 
     places = range(len(layout.params))
     return tuple(tuple(of(i, k) for k in places) for i in range(len(layout.state)))
 
 
-def contribution(layout: Layout, batch: tuple[int, ...], kept: Influence, credit: Leaves) -> Leaves:
+def _contribution(layout: Layout, batch: tuple[int, ...], kept: Influence, credit: Leaves) -> Leaves:
     """Σ_b creditᵀ M, of each leaf of the params; None where it is zero."""
     total: Leaves = [None] * len(layout.params)
     for i, bar in enumerate(credit):
@@ -155,25 +84,12 @@ def contribution(layout: Layout, batch: tuple[int, ...], kept: Influence, credit
             if bar is None or there is None:
                 continue
             entries = _entries(bar, len(batch), None, (), there, layout.params[k].ndim)
-            made = _sum_free(entries, kept[i][k], len(batch), 0, len(_free(there)), over_batch=True)
+            made = _sum_free(entries, kept[i][k], len(batch), 0, len(free_axes(there)), over_batch=True)
             total[k] = add([total[k]], [made])[0]
     return total
 
 
 # One example.
-
-
-def _pulled(step: Step) -> Callable[[Leaves, Leaves, PyTree, Leaves], tuple[Leaves, Leaves]]:
-    """The pullback of a step, of all params and of the leaves of the state that have a derivative."""
-
-    def pulled(params: Leaves, before: Leaves, x: PyTree, delta: Leaves) -> tuple[Leaves, Leaves]:
-        def after(some_params: Leaves, some: Leaves) -> Leaves:
-            return only(delta, step(some_params, combine(some, before), x)[0])
-
-        params_bar, before_bar = jax.vjp(after, params, only(delta, before))[1](delta)
-        return params_bar, before_bar
-
-    return pulled
 
 
 def _jacobians(layout: Layout, step: Step) -> Callable[[Leaves, Leaves, PyTree], tuple[Any, Any]]:
@@ -184,12 +100,7 @@ def _jacobians(layout: Layout, step: Step) -> Callable[[Leaves, Leaves, PyTree],
     """
 
     def of_example(params: Leaves, before: Leaves, x: PyTree) -> tuple[Any, Any]:
-        moving = differentiable(before)
-
-        def after(some_params: Leaves, some: Leaves) -> Leaves:
-            return only(moving, step(some_params, combine(some, before), x)[0])
-
-        made, pull = jax.vjp(after, params, moving)
+        made, pull = pullback_of(step, params, before, x)
         zeros = [None if leaf is None else jnp.zeros_like(leaf) for leaf in made]
 
         def rows(i: int, free: tuple[int, ...]) -> tuple[Leaves, Leaves]:
@@ -206,10 +117,10 @@ def _jacobians(layout: Layout, step: Step) -> Callable[[Leaves, Leaves, PyTree],
 
         immediate, recurrent = [], []
         for i, shape in enumerate(layout.state):
-            frees = {_free(a) for a in (*layout.kept[i], *layout.immediate[i]) if a is not None}
+            frees = {free_axes(a) for a in (*layout.kept[i], *layout.immediate[i]) if a is not None}
             every = tuple(range(len(shape.shape)))
             of = {free: rows(i, free) for free in sorted(frees | ({every} if layout.diagonal and frees else set()))}
-            immediate.append([None if a is None else of[_free(a)][0][k] for k, a in enumerate(layout.immediate[i])])
+            immediate.append([None if a is None else of[free_axes(a)][0][k] for k, a in enumerate(layout.immediate[i])])
             recurrent.append({free: of[every if layout.diagonal else free][1] for free in frees})
         return immediate, recurrent
 
@@ -226,17 +137,9 @@ def _units(shape: tuple[int, ...], free: tuple[int, ...], dtype: Any) -> jax.Arr
 # Free and aligned axes.
 
 
-def _free(alignment: Alignment) -> tuple[int, ...]:
-    return tuple(axis for axis, units in enumerate(alignment) if units is None)
-
-
-def _free_sizes(alignment: Alignment, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in _free(alignment))
-
-
 def _spread(made: jax.Array, own: Alignment, wanted: Alignment, shape: tuple[int, ...], axes: int) -> jax.Array:
     """What has the free axes of its own layout, with those wanted: zero but at its own units along new ones."""
-    free = _free(wanted)
+    free = free_axes(wanted)
     new = [axis for axis in free if own[axis] is not None]
     made = jnp.expand_dims(made, [axes + free.index(axis) for axis in new])
     for axis in new:
@@ -262,7 +165,7 @@ def _entries(
         ndim: how many axes the param has.
     """
     n_rows = len(free) if rows is None else len(rows)
-    columns_free = _free(columns)
+    columns_free = free_axes(columns)
     aligned_rows = [] if rows is None else [(axis, units) for axis, units in enumerate(rows) if units is not None]
     aligned = [(axis, units) for axis, units in enumerate(columns) if units is not None]
     rows_free = range(len(free)) if rows is None else free

@@ -6,19 +6,18 @@ h̃ has the size of the state and θ̃ that of the params, of each example.
 """
 
 import functools
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.checks.arguments import Arguments, arrays, check_batched, check_call, check_differentiable, check_like
+from jax_bptt.checks.arguments import arrays, check_batched, check_differentiable, check_like
 from jax_bptt.checks.options import check_options, describe
-from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import Call
-from jax_bptt.engine.leaves import Leaves, accumulator, accumulators, add, combine, differentiable, only
-from jax_bptt.engine.objective import objective_of
+from jax_bptt.engine.leaves import Leaves, accumulator, accumulators, add, combine, differentiable
 from jax_bptt.engine.windows import vmap_leading
-from jax_bptt.forward_mode.recursion import Credit, Step, over_time, to_real
+from jax_bptt.forward_mode.real_numbers import Step, to_real
+from jax_bptt.forward_mode.recursion import CarryOver, Credit, gradient_of, pullback_of
 from jax_bptt.model import ForwardMode, Loss, Model, PyTree, Reduction, step_of
 
 
@@ -76,32 +75,13 @@ def uoro(model: Model, loss: Loss, *, reduction: Reduction = "sum") -> ForwardMo
         batch = check_batched(state)
         return RankOne(state, *_zeros(params, state, batch), _split(key, batch))
 
-    def gradient(
-        params: PyTree,
-        state: RankOne,
-        xs: PyTree = None,
-        targets: PyTree = None,
-        mask: Any = None,
-        reset: Any = None,
-        reset_state: PyTree = None,
-        length: int | None = None,
-    ) -> tuple[tuple[jax.Array, RankOne], PyTree]:
-        if not isinstance(state, RankOne):
-            raise TypeError(f"carry: found {describe(state)}, expected what init(params, state, key=key) returns")
-        arguments = Arguments(params, state.state, xs, targets, mask, reset, reset_state, length)
-        call = check_call(step, loss, arguments, argnums=(0,))
+    def begin(call: Call, carry: RankOne) -> tuple[_Kept, CarryOver]:
         expected = jax.eval_shape(lambda: _zeros(call.params, call.state, call.batch[0]))
-        for name, found, like in zip(RankOne._fields[1:3], state[1:3], expected, strict=True):
+        for name, found, like in zip(RankOne._fields[1:3], carry[1:3], expected, strict=True):
             check_like(found, like, lambda _, name=name: f"carry.{name}: found", "as init has it")
-        end_loss, end, kept, grads = over_time(
-            call,
-            objective_of(call, reduction, schedule.exact(call.steps)),
-            _Kept(*state[1:]),
-            functools.partial(_carry_over, call),
-        )
-        return (end_loss, RankOne(end, *kept)), grads
+        return _Kept(*carry[1:]), functools.partial(_carry_over, call)
 
-    return ForwardMode(init, gradient)
+    return ForwardMode(init, gradient_of(step, loss, reduction, RankOne, begin))
 
 
 def _split(key: jax.Array | None, batch: int) -> jax.Array:
@@ -129,16 +109,13 @@ def _carry_over(
     def of_example(
         params: Leaves, before: Leaves, x: PyTree, kept: _Kept, credit: Credit
     ) -> tuple[_Kept, tuple[Leaves, jax.Array]]:
-        moving = differentiable(before)
-
-        def after(some_params: Leaves, some: Leaves) -> Leaves:
-            return only(moving, step(some_params, combine(some, before), x)[0])
-
-        made, pull = jax.vjp(after, params, moving)
+        made, pull = pullback_of(step, params, before, x)
         zeros = jax.tree.map(jnp.zeros_like, made)
         # The pullback is linear in δ: the pullback of it carries a vector forwards, custom derivatives included.
         _, carry_forwards = jax.vjp(lambda delta: pull(delta)[1], zeros)
-        (travelled,) = carry_forwards(jax.tree.map(lambda v, like: v.astype(like.dtype), kept.of_state, moving))
+        (travelled,) = carry_forwards(
+            jax.tree.map(lambda v, like: v.astype(like.dtype), kept.of_state, differentiable(before))
+        )
         key, *drawn = jax.random.split(kept.key, 1 + len(before))
         signs = [
             None if a is None else jax.random.rademacher(k, a.shape, a.dtype) for k, a in zip(drawn, made, strict=True)

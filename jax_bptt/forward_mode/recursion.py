@@ -6,15 +6,17 @@
 What stands for M, `kept`, is for `influence` and `rank_one` to say: a `CarryOver` takes it over a step, and tells what
 the credit of the step's losses makes of it.
 
-Inside, complex leaves are pairs of real ones, so that no derivative need be holomorphic.
+Inside, complex leaves are pairs of real ones (`real_numbers`).
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from jax_bptt.checks.arguments import Arguments, check_call
+from jax_bptt.checks.options import describe
+from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import (
     Call,
     put_back,
@@ -36,15 +38,21 @@ from jax_bptt.engine.leaves import (
     varying,
     where,
 )
-from jax_bptt.engine.objective import Objective, instead_of_masked
+from jax_bptt.engine.objective import Objective, instead_of_masked, objective_of
 from jax_bptt.engine.solvers.sequential import scan_steps
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.split import SplitStep, split_step
 from jax_bptt.engine.windows import vmap_leading
-from jax_bptt.model import PyTree
-
-Step = Callable[[Leaves, Leaves, PyTree], tuple[Leaves, PyTree]]
-"""`step(params, state, x) -> (state, output)` of one example, of real leaves."""
+from jax_bptt.forward_mode.real_numbers import (
+    Step,
+    from_real,
+    gradient_from_real,
+    in_real_numbers,
+    real_shapes,
+    to_real,
+)
+from jax_bptt.model import Loss, PyTree, Reduction
+from jax_bptt.model import Step as UserStep
 
 
 class Credit(NamedTuple):
@@ -56,6 +64,42 @@ class Credit(NamedTuple):
 
 CarryOver = Callable[[Step, Leaves, Leaves, PyTree, Any, Credit], tuple[Any, Leaves]]
 """`(step, params, before, x, kept, credit) -> (kept, gradient)`: what is kept after a step, what credit makes of it."""
+
+
+def gradient_of(
+    step: UserStep,
+    loss: Loss,
+    reduction: Reduction,
+    kind: type[Any],
+    begin: Callable[[Call, Any], tuple[Any, CarryOver]],
+) -> Callable[..., tuple[tuple[jax.Array, Any], PyTree]]:
+    """The gradient function of a pair.
+
+    Args:
+        kind: of the carry, a NamedTuple of the state and of what is kept.
+        begin: of a checked call and a carry, what is kept before the first step, and how it is carried over one.
+    """
+
+    def gradient(
+        params: PyTree,
+        state: Any,
+        xs: PyTree = None,
+        targets: PyTree = None,
+        mask: Any = None,
+        reset: Any = None,
+        reset_state: PyTree = None,
+        length: int | None = None,
+    ) -> tuple[tuple[jax.Array, Any], PyTree]:
+        if not isinstance(state, kind):
+            raise TypeError(f"carry: found {describe(state)}, expected what init of the same pair returns")
+        arguments = Arguments(params, state.state, xs, targets, mask, reset, reset_state, length)
+        call = check_call(step, loss, arguments, argnums=(0,))
+        kept, carry_over = begin(call, state)
+        objective = objective_of(call, reduction, schedule.exact(call.steps))
+        value, end, kept, grads = over_time(call, objective, kept, carry_over)
+        return (value, kind(end, *kept)), grads
+
+    return gradient
 
 
 def over_time(
@@ -93,8 +137,8 @@ def over_time(
     carry = start, kept, objective.zero, [vary(a, axes) for a in accumulators(params)]
     timed = call.xs, objective.targets, objective.mask, call.reset
     (state, kept, loss, grads), _ = scan_steps(one_step, carry, timed, call.steps)
-    grads = [_gradient_from_real(g, p) for g, p in zip(grads, jax.tree.leaves(call.params), strict=True)]
-    end = [_from_real(s, like) for s, like in zip(state, jax.tree.leaves(call.state), strict=True)]
+    grads = [gradient_from_real(g, p) for g, p in zip(grads, jax.tree.leaves(call.params), strict=True)]
+    end = [from_real(s, like) for s, like in zip(state, jax.tree.leaves(call.state), strict=True)]
     return loss.astype(call.loss_dtype), unflatten_state(call, end), kept, unflatten_like(call.params, grads)
 
 
@@ -123,6 +167,18 @@ def _transition(parts: SplitStep) -> Callable[[Leaves, Leaves, PyTree], Leaves]:
         return parts.transition_with_effects(weights, before, parts.project(weights, jax.tree.leaves(x)))
 
     return after
+
+
+def pullback_of(
+    step: Step, params: Leaves, before: Leaves, x: PyTree
+) -> tuple[Leaves, Callable[[Leaves], tuple[Leaves, Leaves]]]:
+    """The state after the step of an example, and `δ -> (params_bar, before_bar)`; None of what has no derivative."""
+    moving = differentiable(before)
+
+    def after(some_params: Leaves, some: Leaves) -> Leaves:
+        return only(moving, step(some_params, combine(some, before), x)[0])
+
+    return jax.vjp(after, params, moving)
 
 
 def _forgotten(reset: jax.Array, kept: Any) -> Any:
@@ -160,48 +216,3 @@ def _credit(
         params_bar = where((mask != 0).any(), params_bar)
         to_after, to_before = where(mask != 0, to_after), where(mask != 0, to_before)
     return losses, params_bar, Credit(to_after[: len(rows.before)], to_before)
-
-
-def real_shapes(call: Call) -> tuple[Leaves, Leaves, PyTree]:
-    """What the step of a call over real leaves is called with."""
-    params, state, x = shapes_of_one(call)
-    of_params, of_state = ([jax.eval_shape(to_real, a) for a in jax.tree.leaves(tree)] for tree in (params, state))
-    return of_params, of_state, x
-
-
-# Real coordinates: of a complex leaf real and imaginary part, along an axis of its own, the last.
-
-
-def in_real_numbers(call: Call) -> Step:
-    """The step of a call over flat real leaves of params and state."""
-    shapes = call.params, call.state
-
-    def step(params: Leaves, state: Leaves, x: PyTree) -> tuple[Leaves, PyTree]:
-        whole = []
-        for leaves, tree in zip((params, state), shapes, strict=True):
-            like, structure = jax.tree.flatten(tree)
-            pairs = zip(leaves, like, strict=True)
-            whole.append(jax.tree.unflatten(structure, [_from_real(a, b) for a, b in pairs]))
-        after, output = call.step(whole[0], whole[1], x)
-        return [to_real(a) for a in jax.tree.leaves(after)], output
-
-    return step
-
-
-def to_real(leaf: jax.Array) -> jax.Array:
-    """A leaf in its real coordinates."""
-    return jnp.stack([leaf.real, leaf.imag], -1) if _is_complex(leaf) else leaf
-
-
-def _from_real(leaf: jax.Array, like: Any) -> jax.Array:
-    return jax.lax.complex(leaf[..., 0], leaf[..., 1]) if _is_complex(like) else leaf
-
-
-def _gradient_from_real(bar: jax.Array, param: jax.Array) -> jax.Array:
-    """The gradient of a param of that of its real coordinates: of a complex one, as JAX has it, ∂/∂Re − i ∂/∂Im."""
-    made = jax.lax.complex(bar[..., 0], -bar[..., 1]) if _is_complex(param) else bar
-    return made.astype(param.dtype)
-
-
-def _is_complex(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.complexfloating)
