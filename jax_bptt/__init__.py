@@ -20,7 +20,7 @@ Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is
     model              the vocabulary: step, loss, cell, gradient function, options
     cells, losses      ready-made models and losses
     tuning             `tune`: the fastest way of computing a gradient, measured on the user's own arguments
-    training           updates made of gradients; batching, what they are fed with; checkpoint, what is saved of them
+    training/          updates made of gradients; batching, what they are fed with; checkpoint, what is saved of them
     diagnostics/       how far credit travels, what truncation makes of it, what runs where
     plots              pictures of it; needs matplotlib, so import it by name: `from jax_bptt import plots`
     checks/            what is refused, before anything is traced

@@ -1,99 +1,44 @@
-"""Training: from a gradient to a trained network, one pure update after the other.
+"""Online training: an update every k1 steps, walking a chunk in one scan.
 
-    (loss, carry), grads = gradient(params, carry, xs, targets)
-    updates, opt_state   = optimizer.update(grads, opt_state, params)
-    params               = params + updates
+    window by window        truncated BPTT, each update by the gradient of one window of k2 steps
+    forwards in time        by a gradient that is carried forwards, and no window is kept
 
-`train_step` does this once per chunk, with any gradient function; `train_online` every k1 steps, walking a chunk in one
-scan, window by window or forwards in time. Either makes `update(train_state, xs, targets, *, mask=None, reset=None)`,
-from one `TrainState` to the next, to be jitted, scanned and donated to as the user likes. Clipping, schedules and
-gradient accumulation are the optimiser's: `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))`,
-`optax.MultiSteps(optimizer, 4)`.
+Either is a pair `init, update`, as those of optax. The carry of the first is a `Stream` where a window reaches back
+before the chunk.
 """
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_like, over_sequences
+from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_like
 from jax_bptt.checks.options import check_count, check_options, check_truncation, describe
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call, flatten_call, unflatten_state
-from jax_bptt.engine.forward import Rows, read_rows, run_forward
+from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.leaves import is_key
-from jax_bptt.engine.objective import objective_of
 from jax_bptt.engine.passes import value_and_gradient
-from jax_bptt.engine.plan import choose_windows
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.engine.windows import without_leading
 from jax_bptt.forward_mode.carried import Carry
-from jax_bptt.model import (
-    ForwardMode,
-    GradientFunction,
-    Loss,
-    Losses,
-    Model,
-    OverSequences,
-    PyTree,
-    Reduction,
-    Save,
-    Step,
-    step_of,
+from jax_bptt.model import ForwardMode, Loss, Losses, Model, PyTree, Reduction, Save, Step, step_of
+from jax_bptt.training.updates import (
+    Metrics,
+    Steps,
+    Stream,
+    TrainState,
+    Update,
+    check_optimizer,
+    check_train_state,
+    init,
+    train_step,
+    updated,
 )
-
-
-class TrainState(NamedTuple):
-    """All that training changes."""
-
-    params: PyTree
-    opt_state: optax.OptState
-    carry: PyTree
-    """The recurrent state at the end of what was read, of `[B, …]`; a `Stream`, for online training with k2 > k1; or
-    what a gradient that is carried forwards in time hands on."""
-    step: jax.Array  # how many updates there were, those that were skipped included; an int32 scalar
-
-
-class Metrics(NamedTuple):
-    """What there is to tell of an update; each a scalar, or `[number of updates]` of online training."""
-
-    loss: jax.Array  # of the chunk or window, before the update, as the gradient function reduces it
-    gradient_norm: jax.Array  # global norm of the gradient, before any clipping
-    update_norm: jax.Array  # global norm of what was added to the params
-    finite: jax.Array  # whether loss, gradient and update were finite, all of them
-    skipped: jax.Array  # 1 where the update was left out because they were not, else 0; sum it up to count
-
-
-class Steps(NamedTuple):
-    """Some steps of a stream."""
-
-    xs: PyTree  # [R, B, …]
-    targets: PyTree  # [R, B, …]
-    mask: jax.Array | None  # [R, B]
-    reset: jax.Array | None  # [R, B] of booleans
-
-
-class Stream(NamedTuple):
-    """The end of what online training has read of a stream, as far as its next window reaches back."""
-
-    state: PyTree  # the state before the steps kept here, [B, …]: where the next window, or its burn-in, begins
-    read: jax.Array  # how many of the steps kept here are of the stream: all R, but at its beginning; an int32 scalar
-    kept: Steps
-
-
-class Update(Protocol):
-    """One or several updates of what training changes."""
-
-    def __call__(
-        self, train_state: TrainState, xs: PyTree, targets: PyTree, *, mask: Any = None, reset: Any = None
-    ) -> tuple[TrainState, Metrics]:
-        """Of a chunk, xs and targets of `[T, B, …]`, with mask and reset as the gradient functions have them."""
-        ...
 
 
 class Online(NamedTuple):
@@ -101,70 +46,6 @@ class Online(NamedTuple):
 
     init: Callable[..., TrainState]  # init(params, state, xs=None, targets=None, key=None)
     update: Update
-
-
-def init(params: PyTree, optimizer: optax.GradientTransformation, carry: PyTree) -> TrainState:
-    """The state that training with `train_step` begins with.
-
-    Its arrays are copies, so that a jitted update may be given them for good (`donate_argnums=0`).
-
-    Args:
-        params, carry: where training begins; the recurrent state is of `[B, …]`.
-        optimizer: of optax.
-
-    Raises:
-        TypeError: if the optimiser is not one of optax.
-    """
-    _check_optimizer(optimizer)
-    params, carry = jax.tree.map(lambda a: jnp.array(a, copy=True), (arrays("params", params), arrays("carry", carry)))
-    return TrainState(params, optimizer.init(params), carry, jnp.zeros((), jnp.int32))
-
-
-def train_step(
-    gradient: GradientFunction, optimizer: optax.GradientTransformation, *, skip_nonfinite: bool = False
-) -> Update:
-    """One update per chunk, the state carried on.
-
-        θ ← θ + optimizer(∂L/∂θ),    h_0 ← h_T
-
-    The optimiser gets the conjugate of the gradient of complex params: that of a real loss is, as JAX has it, the
-    conjugate of the direction of steepest ascent.
-
-    Args:
-        gradient: any gradient function of the library with respect to the params (`argnums=0`), or another one called
-            like `jax.value_and_grad(…, has_aux=True)`: `(params, carry, xs, targets, …) -> ((loss, carry), grads)`.
-        optimizer: of optax.
-        skip_nonfinite: leave out an update where loss, gradient or update is not finite. Params and optimiser state
-            stay as they are, and the state carried on is that from before the chunk if the new one is not finite.
-
-    Returns:
-        `update(train_state, xs, targets, *, mask=None, reset=None) -> (train_state, metrics)`, with xs, targets, mask
-        and reset as the gradient function has them. Pure, and not jitted.
-
-    Raises:
-        TypeError: if the optimiser is not one of optax, or `gradient` is no function.
-    """
-    _check_optimizer(optimizer)
-    if not callable(gradient):
-        raise TypeError(f"gradient: found {describe(gradient)}, expected a function, such as jax_bptt.bptt makes")
-
-    def update(
-        train_state: TrainState, xs: PyTree, targets: PyTree, *, mask: Any = None, reset: Any = None
-    ) -> tuple[TrainState, Metrics]:
-        _check_train_state(train_state)
-        if isinstance(train_state.carry, Stream):
-            raise TypeError("train_state.carry: found a Stream, which is for train_online, expected a recurrent state")
-        given = {name: value for name, value in (("mask", mask), ("reset", reset)) if value is not None}
-        (loss, carry), grads = gradient(train_state.params, train_state.carry, xs, targets, **given)
-        found, expected = jax.tree.structure(grads), jax.tree.structure(train_state.params)
-        if found != expected:
-            raise TypeError(
-                f"gradient: found one that returns a gradient of structure {found}, expected {expected} as in the "
-                "params: build it with argnums=0"
-            )
-        return _updated(optimizer, skip_nonfinite, train_state, loss, carry, grads)
-
-    return update
 
 
 def train_online(
@@ -232,7 +113,7 @@ def train_online(
         R. J. Williams and J. Peng, "An efficient gradient-based algorithm for on-line training of recurrent network
         trajectories", 1990; I. Sutskever, "Training recurrent neural networks", 2013, section 2.8.6.
     """
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     if forward is not None:
         _check_forward(forward, k2, losses=losses, burn_in=burn_in, save=save)
         pair = forward(model, loss, reduction=reduction)
@@ -243,8 +124,8 @@ def train_online(
     counted = np.arange(kept + k1) >= {"newest": kept, "all": 0, "last": kept + k1 - 1}[losses]
     scheduled = schedule.exact(kept + k1, burn_in=kept + k1 - k2, returned=k1)
     gradient = functools.partial(value_and_gradient, reduction=reduction, save=save)
-    updated = functools.partial(_updated, optimizer, skip_nonfinite)
-    return _windows(step_of(model), loss, optimizer, scheduled, counted, gradient, updated)
+    update_of = functools.partial(updated, optimizer, skip_nonfinite)
+    return _windows(step_of(model), loss, optimizer, scheduled, counted, gradient, update_of)
 
 
 def _windows(
@@ -254,7 +135,7 @@ def _windows(
     scheduled: Schedule,
     counted: np.ndarray,
     gradient: Callable[[Call, Schedule], tuple[tuple[jax.Array, PyTree], PyTree]],
-    updated: Callable[..., tuple[TrainState, Metrics]],
+    update_of: Callable[..., tuple[TrainState, Metrics]],
 ) -> Online:
     """Online training with truncated BPTT, of windows of so many steps, those before their first loss included.
 
@@ -274,7 +155,7 @@ def _windows(
     def update(
         train_state: TrainState, xs: PyTree, targets: PyTree, *, mask: Any = None, reset: Any = None
     ) -> tuple[TrainState, Metrics]:
-        _check_train_state(train_state)
+        check_train_state(train_state)
         state = _check_carry(train_state.carry, xs, targets, kept)
         call = check_call(step, loss, Arguments(train_state.params, state, xs, targets, mask, reset), argnums=(0,))
         if call.steps % k1:
@@ -294,7 +175,7 @@ def _windows(
             if kept:
                 read = jnp.minimum(old.carry.read + k1, kept)
                 carry = Stream(carry, read, jax.tree.map(lambda a: a[k1:], steps))
-            return updated(old, value, carry, grads)
+            return update_of(old, value, carry, grads)
 
         steps = Steps(call.xs, call.targets, call.mask, call.reset)
         windows = jax.tree.map(lambda a: a.reshape(a.shape[0] // k1, k1, *a.shape[1:]), steps)
@@ -319,7 +200,7 @@ def _forwards(pair: ForwardMode[Any], optimizer: optax.GradientTransformation, k
     def update(
         train_state: TrainState, xs: PyTree, targets: PyTree, *, mask: Any = None, reset: Any = None
     ) -> tuple[TrainState, Metrics]:
-        _check_train_state(train_state)
+        check_train_state(train_state)
         given = {"xs": xs, "targets": targets, "mask": mask, "reset": reset}
         steps = Steps(**{name: arrays(name, tree) for name, tree in given.items()})
         length = next((len(leaf) for leaf in jax.tree.leaves(steps) if leaf.ndim), 0)
@@ -368,82 +249,6 @@ def _while_live(call: Call, state: PyTree, live: jax.Array, kept: int) -> Call:
     return call._replace(step=step, state=state, xs=(xs, jnp.broadcast_to(live[:, None], (call.steps, *call.batch))))
 
 
-def evaluate(
-    model: Model, loss: Loss, *, reduction: Reduction = "mean", window: int | None = None
-) -> OverSequences[tuple[jax.Array, PyTree]]:
-    """The loss of a long sequence, in the memory of one window, whatever its length.
-
-        L = Σ_t mask_t·ℓ(ŷ_t, y_t),    h_t, ŷ_t = step(θ, h_{t−1}, x_t)
-
-    Args:
-        model: as for `bptt`.
-        loss: as for `bptt`, or any other number to tell of a step, such as whether the most likely label is right.
-        reduction: as for `bptt`; here the mean is the default.
-        window: steps that are projected, read out and compared with their targets at once; chosen by
-            `jax_bptt.engine.plan.default_window` where None.
-
-    Returns:
-        `evaluate(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> (loss, state)`; the state is
-        that after the last step. Pure, and not jitted.
-
-    Raises:
-        TypeError, ValueError: when built, for an option, and when called, for an argument, that is not of this form.
-    """
-    step = step_of(model)
-    window = check_options(loss, reduction, 0, window=window)[1]["window"]
-
-    @over_sequences(step, loss)
-    def evaluated(call: Call) -> tuple[jax.Array, PyTree]:
-        flat, scheduled = flatten_call(call, derive=False), schedule.exact(call.steps)
-        recurrence, objective = flat.recurrence, objective_of(call, reduction, scheduled, derive=False)
-
-        def losses(rows: Rows, of_window: tuple[PyTree, jax.Array | None]) -> jax.Array:
-            axes = (rows.inputs.steps, *call.batch)
-            return objective.pull(read_rows(recurrence, rows), *of_window, axes)[0].sum()
-
-        windows, timed = choose_windows(call.steps, recurrence.rows, window=window), (objective.targets, objective.mask)
-        run = run_forward(recurrence, flat.state, flat.inputs, windows, "boundaries", emit=losses, timed=timed)
-        end, _, by_window = run
-        total = sum((losses.sum() for losses in by_window if losses is not None), objective.zero)
-        return total.astype(call.loss_dtype), unflatten_state(call, end)
-
-    return evaluated
-
-
-def _updated(
-    optimizer: optax.GradientTransformation,
-    skip_nonfinite: bool,
-    old: TrainState,
-    loss: jax.Array,
-    carry: PyTree,
-    grads: PyTree,
-) -> tuple[TrainState, Metrics]:
-    """One step of the optimiser, and what there is to tell of it."""
-    uphill = jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads)
-    updates, opt_state = optimizer.update(uphill, old.opt_state, old.params)
-    params = optax.apply_updates(old.params, updates)
-    finite = _all_finite((loss, grads, updates))
-    skipped, update_norm = jnp.zeros((), jnp.int32), optax.tree.norm(updates)
-    if skip_nonfinite:
-        params, opt_state = _select(finite, (params, opt_state), (old.params, old.opt_state))
-        carry = _select(finite | _all_finite(carry), carry, old.carry)
-        skipped, update_norm = 1 - finite.astype(jnp.int32), jnp.where(finite, update_norm, 0)
-    metrics = Metrics(loss, optax.tree.norm(grads), update_norm, finite, skipped)
-    return TrainState(params, opt_state, carry, old.step + 1), metrics
-
-
-def _select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def _all_finite(tree: PyTree) -> jax.Array:
-    finite = jnp.asarray(True)
-    for leaf in jax.tree.leaves(tree):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            finite &= jnp.isfinite(leaf).all()
-    return finite
-
-
 def _empty_stream(state: PyTree, xs: PyTree, targets: PyTree, kept: int) -> Stream:
     """That of which nothing was read yet."""
 
@@ -464,16 +269,6 @@ def _zeros(steps: int, a: jax.Array) -> jax.Array:
     if is_key(a):
         return jnp.broadcast_to(a[:1], (steps, *a.shape[1:]))
     return jnp.zeros((steps, *a.shape[1:]), a.dtype)
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer: found {describe(optimizer)}, expected one of optax, such as optax.adam(1e-3)")
-
-
-def _check_train_state(train_state: Any) -> None:
-    if not isinstance(train_state, TrainState):
-        raise TypeError(f"train_state: found {describe(train_state)}, expected a TrainState, such as init returns")
 
 
 def _check_carry(carry: PyTree, xs: PyTree, targets: PyTree, kept: int) -> PyTree:
