@@ -13,6 +13,7 @@ window, whose rows are its steps of all examples, `[W, B]`. Arrays have time fir
 Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is the idea. The rooms:
 
     exact, truncated   the gradient functions: `bptt`, `state_gradients`; `truncated_bptt`
+    randomized         `artbp`, `randomized_telescope`: truncation without bias
     forward_mode/      `rtrl`, the exact gradient forwards in time; `snap1`, `eprop`, `uoro`, which approximate it
     parallel           `data_parallel`: any of them over a batch divided among devices
     recurrence         `scan`, which takes the place of `lax.scan`; `unroll`, the same of a step of one example
@@ -34,12 +35,14 @@ from jax_bptt.forward_mode.carried import eprop, rtrl, snap1
 from jax_bptt.forward_mode.rank_one import uoro
 from jax_bptt.model import Cell
 from jax_bptt.parallel import data_parallel
+from jax_bptt.randomized import artbp, randomized_telescope
 from jax_bptt.recurrence import scan, unroll
 from jax_bptt.truncated import truncated_bptt
 from jax_bptt.tuning import tune
 
 __all__ = [
     "Cell",
+    "artbp",
     "batching",
     "bptt",
     "cells",
@@ -47,6 +50,7 @@ __all__ = [
     "diagnostics",
     "eprop",
     "losses",
+    "randomized_telescope",
     "reference",
     "rtrl",
     "scan",

@@ -76,6 +76,30 @@ GradientFunction = OverSequences[tuple[tuple[jax.Array, PyTree], PyTree]]
 """`(loss, state), grads = gradient(params, state, xs, targets, mask, reset, reset_state, length)`."""
 
 
+class OverDrawnSequences(Protocol[Result]):
+    """A function of a batch of sequences that draws something: what `artbp` and `randomized_telescope` return."""
+
+    def __call__(
+        self,
+        params: PyTree,
+        state: PyTree,
+        xs: PyTree = None,
+        targets: PyTree = None,
+        mask: jax.typing.ArrayLike | None = None,
+        reset: jax.typing.ArrayLike | None = None,
+        reset_state: PyTree = None,
+        length: int | None = None,
+        *,
+        key: jax.Array,
+    ) -> Result:
+        """Run it, on the arguments of `OverSequences` and a key of `jax.random`, from which alone it draws."""
+        ...
+
+
+DrawnGradient = OverDrawnSequences[tuple[tuple[jax.Array, PyTree], PyTree]]
+"""`(loss, state), grads = gradient(params, state, xs, targets, …, key=key)`."""
+
+
 Carried = TypeVar("Carried")
 
 

@@ -21,7 +21,7 @@ from jax_bptt.checks.options import describe
 from jax_bptt.engine.leaves import vary
 from jax_bptt.model import OverSequences, PyTree, Result
 
-AXES = {"params": None, "state": 0, "xs": 1, "targets": 1, "mask": 1, "reset": 1, "reset_state": 0}
+AXES = {"params": None, "state": 0, "xs": 1, "targets": 1, "mask": 1, "reset": 1, "reset_state": 0, "key": None}
 """Which axis of the arguments is the batch; a mask or reset of `[T]` has none."""
 
 
@@ -38,7 +38,7 @@ def data_parallel(
     to state and xs stay on the devices of their examples.
 
     Args:
-        gradient: any gradient function of the library: `bptt`, `truncated_bptt`, `state_gradients`, those of
+        gradient: any gradient function of the library: `bptt`, `truncated_bptt`, `state_gradients`, `artbp`, those of
             `reference`; or another one called like them that adds up, or averages by `jax.lax.pmean`, over examples.
             `training.train_step` takes what is returned.
         mesh: whose devices; None for all that there are, those of other processes included.
@@ -46,7 +46,8 @@ def data_parallel(
             compute the same.
 
     Returns:
-        `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None, length=None)`, as it was. The
+        `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None, length=None)`, as it was,
+        with `key=` where something is drawn: the same on all devices as on one. The
         params may be anywhere, and their gradient is everywhere. Pure, and not jitted: wrap it, or the training step
         around it, in `jax.jit`. Of many processes each calls it, with arrays of the whole batch, as
         `jax.make_array_from_process_local_data` makes them of each one's part.
@@ -77,9 +78,10 @@ def data_parallel(
         reset: Any = None,
         reset_state: PyTree = None,
         length: int | None = None,
+        key: jax.Array | None = None,
     ) -> Any:
         over = jax.make_mesh((jax.device_count(),), (axis,), (AxisType.Auto,)) if mesh is None else mesh
-        named = zip(AXES, (params, state, xs, targets, mask, reset, reset_state), strict=True)
+        named = zip(AXES, (params, state, xs, targets, mask, reset, reset_state, key), strict=True)
         given = {name: arrays(name, tree) for name, tree in named if tree is not None}
         _check_batch(given, over.shape[axis], axis)
 

@@ -6,8 +6,7 @@ of the same pieces as exact BPTT, with windows side by side or, of those that me
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 
@@ -15,8 +14,8 @@ from jax_bptt import reference
 from jax_bptt.checks.arguments import over_sequences
 from jax_bptt.checks.options import check_argnums, check_options, check_truncation
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call, arrays_of, close_loss, close_step
-from jax_bptt.engine.leaves import Leaves
+from jax_bptt.engine.derivatives import derived_as
+from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.passes import value_and_gradient
 from jax_bptt.model import GradientFunction, Loss, Losses, Model, PyTree, Reduction, Save, step_of
 
@@ -96,29 +95,6 @@ def truncated_bptt(
             scheduled = schedule.truncated(call.steps, k1, k2, losses, burn_in, context)
             return value_and_gradient(call, scheduled, argnums, reduction=reduction, **asked)
 
-        return _derived_as(by_windows, side_by_side, call)
+        return derived_as(by_windows, side_by_side, call)
 
     return gradient
-
-
-def _derived_as(other: Callable[[Call], PyTree], function: Callable[[Call], PyTree], call: Call) -> PyTree:
-    """`function(call)`, whose derivatives are those of `other(call)`, which returns the same.
-
-    Windows that overlap share their states, which are those of the whole sequence; as functions of the params they are
-    not the same, since each window begins with a constant.
-    """
-    (step, of_step), (loss, of_loss), (given, sizes) = close_step(call), close_loss(call), arrays_of(call)
-
-    def called(run: Callable[[Call], PyTree], given: PyTree, of_step: Leaves, of_loss: Leaves) -> PyTree:
-        closed = {"step": functools.partial(step, of_step), "loss": functools.partial(loss, of_loss)}
-        return run(sizes._replace(**closed, **given))
-
-    @jax.custom_jvp
-    def run(*arguments: Any) -> PyTree:
-        return called(function, *arguments)
-
-    @run.defjvp
-    def push(primals: Any, tangents: Any) -> tuple[PyTree, PyTree]:
-        return run(*primals), jax.jvp(functools.partial(called, other), primals, tangents)[1]
-
-    return run(given, of_step, of_loss)

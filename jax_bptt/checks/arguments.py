@@ -18,7 +18,7 @@ from jax_bptt.checks.options import check_count, describe
 from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.windows import without_leading
-from jax_bptt.model import Loss, OverSequences, PyTree, Step
+from jax_bptt.model import Loss, OverDrawnSequences, OverSequences, PyTree, Step
 
 ARGUMENTS = ("params", "state", "xs")
 
@@ -59,6 +59,36 @@ def over_sequences(
         return called
 
     return of_call
+
+
+def over_drawn_sequences(
+    step: Step, loss: Loss, *, argnums: Sequence[int], burn_in: int, context: int
+) -> Callable[[Callable[[Call, jax.Array], Result]], OverDrawnSequences[Result]]:
+    """As `over_sequences`, of a function that draws something, too, from the call's `key`."""
+
+    def of_call(run: Callable[[Call, jax.Array], Result]) -> OverDrawnSequences[Result]:
+        def called(
+            params, state, xs=None, targets=None, mask=None, reset=None, reset_state=None, length=None, *, key=None
+        ) -> Result:
+            def drawn(call: Call) -> Result:
+                return run(call, check_key(key))
+
+            of_sequences = over_sequences(step, loss, argnums=argnums, burn_in=burn_in, context=context)(drawn)
+            return of_sequences(params, state, xs, targets, mask, reset, reset_state, length)
+
+        called.__name__ = run.__name__
+        return called
+
+    return of_call
+
+
+def check_key(key: Any) -> jax.Array:
+    """That it is one PRNG key."""
+    try:
+        jax.eval_shape(jax.random.split, key)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"key: found {describe(key)}, expected one of jax.random.key") from error
+    return key
 
 
 def check_call(

@@ -5,8 +5,12 @@ Every message names the option, what was found and what was expected.
 
 import inspect
 import operator
+from collections.abc import Sequence
 from typing import Any, get_args
 
+import numpy as np
+
+from jax_bptt.engine.draws import boundaries
 from jax_bptt.engine.plan import Asked
 from jax_bptt.model import Losses, Reduction, Save
 
@@ -66,6 +70,54 @@ def check_truncation(k1: Any, k2: Any, losses: Any, context: Any = 0) -> tuple[i
     if context % k1:
         raise ValueError(f"context: found {context}, expected a multiple of k1 = {k1}, so that windows meet")
     return k1, k2, context
+
+
+def check_cut(cut: Any) -> tuple[float, ...] | float:
+    """A probability of at least 0 and less than 1, or a sequence of such, known while tracing."""
+    expected = "a probability of at least 0 and less than 1, or one for each boundary"
+    try:
+        numbers = np.asarray(cut, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"cut: found {describe(cut)}, expected {expected}") from error
+    if isinstance(cut, bool | str) or numbers.ndim > 1:
+        raise TypeError(f"cut: found {describe(cut)}, expected {expected}")
+    wrong = numbers[~((numbers >= 0) & (numbers < 1))]
+    if wrong.size:
+        raise ValueError(f"cut: found {wrong.flat[0]:g}, expected {expected}; with 1 no credit would be left to scale")
+    return tuple(numbers.tolist()) if numbers.ndim else float(numbers)
+
+
+def check_cuts(cut: tuple[float, ...] | float, steps: Any, k1: int, burn_in: int) -> tuple[float, ...]:
+    """The probability of a cut at each boundary of so many steps."""
+    if not isinstance(steps, int):
+        raise ValueError(f"length: found {steps} time steps, expected a number, since k1 cuts them into windows")
+    number = len(boundaries(steps, k1, burn_in))
+    if not isinstance(cut, tuple):
+        return (cut,) * number
+    if len(cut) != number:
+        raise ValueError(
+            f"cut: found {len(cut)} probabilities, expected {number}, one for each boundary between windows of "
+            f"k1 = {k1} of {steps - burn_in} steps"
+        )
+    return cut
+
+
+def check_horizons(horizons: Any, probabilities: Any, k1: int, losses: Losses) -> tuple[list[int], list[float]]:
+    """Growing horizons, and of each the probability with which it is drawn."""
+    if isinstance(horizons, str) or not isinstance(horizons, Sequence | np.ndarray) or not len(horizons):
+        raise TypeError(f"horizons: found {describe(horizons)}, expected a sequence of growing numbers of steps")
+    many = [check_truncation(k1, horizon, losses)[1] for horizon in horizons]
+    if many != sorted(set(many)):
+        raise ValueError(f"horizons: found {many}, expected growing numbers of steps")
+    try:
+        shares = np.asarray(probabilities, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"probabilities: found {describe(probabilities)}, expected one for each horizon") from error
+    if shares.shape != (len(many),):
+        raise ValueError(f"probabilities: found shape {shares.shape}, expected ({len(many)},), one for each horizon")
+    if not (shares > 0).all() or abs(shares.sum() - 1) > 1e-6:
+        raise ValueError(f"probabilities: found {shares.tolist()}, expected positive numbers with a sum of 1")
+    return many, (shares / shares.sum()).tolist()
 
 
 def check_if_truncated(k1: Any, k2: Any, losses: Losses = "newest") -> tuple[int, int, Losses] | None:

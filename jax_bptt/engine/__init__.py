@@ -16,6 +16,8 @@ It reads top to bottom, each room using those above it:
     window_gradient     credit, recursion, immediate partials
     reverse_truncated   windows side by side, nothing handed on
     in_turn             windows that meet, one after the other
+    derivatives         what a truncated gradient is differentiated as
+    draws               where truncation without bias cuts
     whole_steps         steps that are better not cut, by JAX's own derivative of a scan
     passes              forward pass and reverse pass of a schedule
 """

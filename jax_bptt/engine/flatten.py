@@ -54,9 +54,10 @@ class Call(NamedTuple):
     batch: tuple[int, ...]  # (B,); () of a step that is written for all examples, whose arrays have no such axis
     loss_dtype: Any  # none where there is no loss
     reads: tuple[bool, ...] | None = None  # per leaf of the outputs: whether the loss depends on it; None: on all
+    gate: jax.Array | None = None  # [T, B], what δ is multiplied by where it is handed back to the step before
 
 
-ARRAYS = ("params", "state", "xs", "targets", "mask", "reset", "reset_state")
+ARRAYS = ("params", "state", "xs", "targets", "mask", "reset", "reset_state", "gate")
 """Of a call, what it is run with."""
 
 
@@ -95,6 +96,7 @@ class Inputs(NamedTuple):
 
     x: Leaves  # [T, B, …]; one at least, which may be of no elements
     reset: jax.Array | None  # [T, B]
+    gate: jax.Array | None = None  # [T, B], which is for δ alone
 
     @property
     def steps(self) -> int:
@@ -273,9 +275,8 @@ def flatten_call(
     at_once = bool(pullback.blocks) and not parts.one_by_one and not parts.opaque and is_small(*sizes)
     solvable = Solvable(at_once, at_once and pullback.is_affine)
     recurrence = Recurrence(parts, weights, pullback, shapes, reset_to, call.batch, bodies=bodies, solvable=solvable)
-    return FlatCall(
-        recurrence, Wrt(trained, wrt_xs, wrt_reset_to), wrt_params, state, Inputs(xs, varied.reset), pull_weights
-    )
+    wrt, inputs = Wrt(trained, wrt_xs, wrt_reset_to), Inputs(xs, varied.reset, varied.gate)
+    return FlatCall(recurrence, wrt, wrt_params, state, inputs, pull_weights)
 
 
 def _by_leaf(wanted: bool | Sequence[bool], leaves: Leaves) -> Sequence[bool]:

@@ -91,6 +91,30 @@ def where(mask: jax.Array, leaves: Leaves) -> Leaves:
     return jax.tree.map(lambda a: jnp.where(expand_dims_like(mask, a), a, jnp.zeros_like(a)), leaves)
 
 
+def scaled(scale: jax.Array, leaves: Leaves) -> Leaves:
+    """The leaves times the scale, which has their first axes; zero where it is zero, by a select: infinity is dropped.
+
+    Products are made in the precision of the scale, if that is the higher one.
+    """
+
+    def times(a: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(scale.dtype, a.dtype)
+        return (expand_dims_like(scale, a).astype(wide) * a.astype(wide)).astype(a.dtype)
+
+    return where(scale != 0, jax.tree.map(times, leaves))
+
+
+@jax.custom_jvp
+def handing_back(scale: jax.Array, leaves: Leaves) -> Leaves:
+    """The leaves, of which `scaled` credit is handed back."""
+    return leaves
+
+
+@handing_back.defjvp
+def _push_handing_back(primals: tuple[jax.Array, Leaves], tangents: tuple[Any, Leaves]) -> tuple[Leaves, Leaves]:
+    return primals[1], scaled(primals[0], tangents[1])
+
+
 def expand_dims_like(some: jax.Array, other: jax.Array) -> jax.Array:
     """An array of the first axes of another, to be broadcast along its other ones."""
     return some.reshape(*some.shape, *[1] * (other.ndim - some.ndim))

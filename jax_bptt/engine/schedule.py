@@ -89,9 +89,14 @@ class Schedule(NamedTuple):
     counts: np.ndarray | None = None  # how often the loss of each step after the burn-in counts; None: all once
 
 
-def exact(steps: int, burn_in: int = 0, returned: int | None = None) -> Schedule:
-    """That of exact BPTT over `steps` steps, the burn-in included; None returns the last state."""
-    return Schedule(burn_in, steps - burn_in, None, steps if returned is None else returned)
+def exact(steps: int, burn_in: int = 0, returned: int | None = None, context: int = 0) -> Schedule:
+    """That of exact BPTT over `steps` steps, the burn-in and a context without losses after it included.
+
+    Args:
+        returned: after how many steps the state is returned; None: before the last ones, as many as the context has.
+    """
+    counts = np.arange(steps - burn_in) >= context if context else None
+    return Schedule(burn_in, steps - burn_in, None, steps - context if returned is None else returned, counts)
 
 
 def truncated(steps: int, k1: int, k2: int, losses: Losses = "newest", burn_in: int = 0, context: int = 0) -> Schedule:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jax_bptt.engine.flatten import Call, FlatCall, put_back, reset_to_of, unflatten_state
-from jax_bptt.engine.leaves import Leaves, axes_of, combine, differentiable, only, vary, varying, zeros
+from jax_bptt.engine.leaves import Leaves, axes_of, combine, differentiable, handing_back, only, vary, varying, zeros
 from jax_bptt.engine.objective import Objective
 from jax_bptt.engine.platforms import by_platform
 from jax_bptt.engine.window_gradient import Gradient
@@ -32,13 +32,15 @@ def scan_whole(
     axes, structure, reset_to = axes_of((call.state, call.xs)), jax.tree.structure(call.state), reset_to_of(call)
     params = jax.tree.map(lambda p: vary(p, axes), call.params)
 
-    def step(state: PyTree, of_step: tuple[PyTree, PyTree, jax.Array | None]) -> tuple[PyTree, PyTree]:
-        x, targets, reset = of_step
-        before = jax.tree.unflatten(structure, put_back(reset, reset_to, jax.tree.leaves(state)))
+    def step(state: PyTree, of_step: tuple[PyTree, PyTree, Any, Any]) -> tuple[PyTree, PyTree]:
+        x, targets, reset, gate = of_step
+        leaves = jax.tree.leaves(state)
+        leaves = leaves if gate is None else combine(handing_back(gate, differentiable(leaves)), leaves)
+        before = jax.tree.unflatten(structure, put_back(reset, reset_to, leaves))
         after, outputs = step_of_all(params, before, x)
         return jax.tree.map(lambda new, old: vary(new, varying(old)), after, state), emit(outputs, targets)
 
-    timed = call.xs, call.targets, call.reset
+    timed = call.xs, call.targets, call.reset, call.gate
     return jax.lax.scan(step, call.state, timed, length=call.steps, unroll=unroll)
 
 
@@ -49,7 +51,8 @@ def gradient_of_whole(call: Call, flat: FlatCall, objective: Objective) -> tuple
     are ours are left as they are.
     """
     params, xs = jax.tree.leaves(call.params), flat.inputs.x[: len(jax.tree.leaves(call.xs))]
-    after = call._replace(targets=objective.targets, reset=flat.inputs.reset, steps=flat.inputs.steps)
+    after = call._replace(targets=objective.targets, reset=flat.inputs.reset, gate=flat.inputs.gate)
+    after = after._replace(steps=flat.inputs.steps)
 
     def losses(outputs: PyTree, targets: PyTree) -> jax.Array:
         return objective.pull(outputs, targets, None, call.batch)[0].sum()

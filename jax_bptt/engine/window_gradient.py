@@ -21,7 +21,7 @@ import jax
 
 from jax_bptt.engine.flatten import Recurrence, Wrt
 from jax_bptt.engine.forward import Rows, project_rows, read_rows
-from jax_bptt.engine.leaves import Leaves, add, combine, differentiable, expand_dims_like, only, where, zeros
+from jax_bptt.engine.leaves import Leaves, add, combine, differentiable, expand_dims_like, only, scaled, where, zeros
 from jax_bptt.engine.objective import Objective, instead_of_masked
 from jax_bptt.engine.outer_products import with_outer_products
 from jax_bptt.engine.plan import bodies_over
@@ -54,7 +54,7 @@ def gradient_of_window(
         size: W.
     """
     credit = credit_from_losses(recurrence, rows, objective, wrt)
-    steps = Linearised(linearise(recurrence, rows), credit.to_after, credit.to_before, rows.inputs.reset)
+    steps = Linearised(linearise(recurrence, rows), credit.to_after, credit.to_before, *rows.inputs[1:])
     start_bar, reset_bar, deltas = recur(recurrence, delta, steps, wrt, size)
     weights_bar, xs_bar = immediate_partials(recurrence, rows, deltas, wrt)
     weights_bar, xs_bar = add(weights_bar, credit.weights_bar), add(xs_bar, credit.xs_bar)
@@ -125,6 +125,7 @@ class Linearised(NamedTuple):
     to_after: Leaves
     to_before: Leaves
     reset: jax.Array | None
+    gate: jax.Array | None = None
 
 
 def linearise(recurrence: Recurrence, rows: Rows) -> Leaves:
@@ -137,7 +138,7 @@ def linearise(recurrence: Recurrence, rows: Rows) -> Leaves:
 def recur(
     recurrence: Recurrence, delta: Leaves, steps: Linearised, wrt: Wrt, size: int
 ) -> tuple[Leaves, Leaves, Leaves]:
-    """The recursion of δ, backwards in time. Where the state was reset, δ ← where(reset, 0, δ).
+    """The recursion of δ, backwards in time. Where the state was reset, δ ← where(reset, 0, δ); at a gate, δ ← gate·δ.
 
     Args:
         delta: δ at the end, leaves of `[B, …]`.
@@ -157,6 +158,8 @@ def recur(
         if step.reset is not None:
             reset_bar = add(reset_bar, where(step.reset, only(reset_bar, delta)))
             delta = where(~step.reset, delta)
+        if step.gate is not None:
+            delta = scaled(step.gate, delta)
         return (delta, reset_bar), delta_t
 
     carry = delta, zeros((), only(wrt.reset_to, delta))

@@ -6,13 +6,13 @@ h̃ has the size of the state and θ̃ that of the params, of each example.
 """
 
 import functools
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.checks.arguments import arrays, check_batched, check_differentiable, check_like
-from jax_bptt.checks.options import check_options, describe
+from jax_bptt.checks.arguments import arrays, check_batched, check_differentiable, check_key, check_like
+from jax_bptt.checks.options import check_options
 from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.leaves import Leaves, accumulator, accumulators, add, combine, differentiable
 from jax_bptt.engine.windows import vmap_leading
@@ -73,7 +73,7 @@ def uoro(model: Model, loss: Loss, *, reduction: Reduction = "sum") -> ForwardMo
         params, state = arrays("params", params), arrays("state", state)
         check_differentiable("params", params)
         batch = check_batched(state)
-        return RankOne(state, *_zeros(params, state, batch), _split(key, batch))
+        return RankOne(state, *_zeros(params, state, batch), jax.random.split(check_key(key), batch))
 
     def begin(call: Call, carry: RankOne) -> tuple[_Kept, CarryOver]:
         expected = jax.eval_shape(lambda: _zeros(call.params, call.state, call.batch[0]))
@@ -82,13 +82,6 @@ def uoro(model: Model, loss: Loss, *, reduction: Reduction = "sum") -> ForwardMo
         return _Kept(*carry[1:]), functools.partial(_carry_over, call)
 
     return ForwardMode(init, gradient_of(step, loss, reduction, RankOne, begin))
-
-
-def _split(key: jax.Array | None, batch: int) -> jax.Array:
-    try:
-        return jax.random.split(cast(jax.Array, key), batch)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"key: found {describe(key)}, expected one of jax.random.key") from error
 
 
 def _zeros(params: PyTree, state: PyTree, batch: int) -> tuple[Leaves, Leaves]:

@@ -3,7 +3,7 @@
     δ_{t−1} = K_t (δ_t + credit_t) + credit'_t        K_t made of pullbacks of units
     h_t     = K_tᵀ h_{t−1} + c_t                      where the transition is affine in the state
 
-Where a state is reset, K_t is zero.
+Where a state is reset, K_t is zero; at a gate, K_t and credit'_t are multiplied by it.
 """
 
 import math
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.engine.flatten import Recurrence
-from jax_bptt.engine.leaves import Leaves, only, vary, varying, where, zeros
+from jax_bptt.engine.leaves import Leaves, only, scaled, vary, varying, where, zeros
 from jax_bptt.engine.solvers.at_once import applied, solve
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.blocks import Block
@@ -27,6 +27,7 @@ def solve_backwards(
     to_after: Leaves,
     to_before: Leaves,
     reset: jax.Array | None,
+    gate: jax.Array | None,
     reset_to: Leaves,
     size: int,
 ) -> tuple[Leaves, Leaves, Leaves]:
@@ -34,7 +35,7 @@ def solve_backwards(
 
     Args:
         delta: δ at the end.
-        coefficients, to_after, to_before, reset: what the recursion reads, leaves of `[W, B, …]`.
+        coefficients, to_after, to_before, reset, gate: what the recursion reads, leaves of `[W, B, …]`.
         reset_to: of which leaves it is wanted what resets kept.
     """
     pullback, axes = recurrence.pullback, 1 + len(recurrence.lanes) + len(recurrence.batch)
@@ -51,7 +52,8 @@ def solve_backwards(
         first = _units(block, delta, axes - 1, 0)
         after, before = (_of_rows(block, leaves, delta, size, axes) for leaves in (to_after, to_before))
         constants = applied(factors, after) + before
-        states = solve(_dropped(reset, factors, 3), _dropped(reset, constants, 2), first, reverse=True)
+        handed = _gated(gate, _dropped(reset, factors, 3), 3), _gated(gate, _dropped(reset, constants, 2), 2)
+        states = solve(*handed, first, reverse=True)
         following = jnp.concatenate([states[1:], first[None]]) + after
         made = _leaves(block, states, axes), _leaves(block, following, axes)
         for i, begun, of_step in zip(block.leaves, *made, strict=True):
@@ -131,11 +133,19 @@ def _same_for_all(leaves: Leaves, axes: int) -> Leaves:
 
 def _dropped(reset: jax.Array | None, a: jax.Array, ahead: int) -> jax.Array:
     """Zero where the state is reset; of arrays with so many axes, time first, ahead of that of examples."""
-    if reset is None:
-        return a
-    there = (~reset).reshape(len(reset), *[1] * (ahead - 1), *reset.shape[1:])
-    wide = jnp.broadcast_to(a, (len(reset), *a.shape[1:ahead], *reset.shape[1:], *a.shape[ahead + reset.ndim - 1 :]))
-    return where(there, [wide])[0]
+    return a if reset is None else where(*_alike(~reset, a, ahead))[0]
+
+
+def _gated(gate: jax.Array | None, a: jax.Array, ahead: int) -> jax.Array:
+    """Times the gate; of arrays as for `_dropped`."""
+    return a if gate is None else scaled(*_alike(gate, a, ahead))[0]
+
+
+def _alike(of_rows: jax.Array, a: jax.Array, ahead: int) -> tuple[jax.Array, Leaves]:
+    """What there is of each step of each example, as the first axes of an array, and that array of all of them."""
+    steps, *batch = of_rows.shape
+    wide = jnp.broadcast_to(a, (steps, *a.shape[1:ahead], *batch, *a.shape[ahead + of_rows.ndim - 1 :]))
+    return of_rows.reshape(steps, *[1] * (ahead - 1), *batch), [wide]
 
 
 def _of_rows(block: Block, leaves: Leaves, like: Leaves, size: int, axes: int) -> jax.Array:
