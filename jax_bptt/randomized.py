@@ -25,11 +25,11 @@ from jax_bptt.checks.options import (
     check_truncation,
 )
 from jax_bptt.engine import schedule
-from jax_bptt.engine.derivatives import derived_as
-from jax_bptt.engine.draws import draw_gates, draw_horizon
 from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.leaves import full, scaled, varying
 from jax_bptt.engine.passes import value_and_gradient
+from jax_bptt.engine.truncation.derivatives import derived_as
+from jax_bptt.engine.truncation.draws import draw_gates, draw_horizon
 from jax_bptt.model import DrawnGradient, Loss, Losses, Model, PyTree, Reduction, Save, step_of
 
 

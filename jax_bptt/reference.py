@@ -21,10 +21,10 @@ from jax_bptt.checks.options import (
     check_options,
     check_truncation,
 )
-from jax_bptt.engine.draws import draw_gates, draw_horizon
 from jax_bptt.engine.flatten import Call, vary_data
 from jax_bptt.engine.leaves import divide, is_key
 from jax_bptt.engine.objective import masked
+from jax_bptt.engine.truncation.draws import draw_gates, draw_horizon
 from jax_bptt.model import DrawnGradient, GradientFunction, Loss, Losses, Model, PyTree, Reduction, step_of
 
 

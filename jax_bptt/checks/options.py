@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from jax_bptt.engine.draws import boundaries
 from jax_bptt.engine.plan import Asked
+from jax_bptt.engine.truncation.draws import boundaries
 from jax_bptt.model import Losses, Reduction, Save
 
 

@@ -14,10 +14,7 @@ It reads top to bottom, each room using those above it:
     solvers/            recursions over the steps of a window, in turn or all at once
     forward             states of a window, of all windows
     window_gradient     credit, recursion, immediate partials
-    reverse_truncated   windows side by side, nothing handed on
-    in_turn             windows that meet, one after the other
-    derivatives         what a truncated gradient is differentiated as
-    draws               where truncation without bias cuts
+    truncation/         windows that nothing is handed on from, side by side or in turn; gates that are drawn
     whole_steps         steps that are better not cut, by JAX's own derivative of a scan
     passes              forward pass and reverse pass of a schedule
 """

@@ -26,14 +26,14 @@ from jax_bptt.engine.flatten import (
     vary_data,
 )
 from jax_bptt.engine.forward import Checkpoints, rematerialise, rows_of, run_forward, state_after
-from jax_bptt.engine.in_turn import sum_in_turn
 from jax_bptt.engine.leaves import Leaves, add, combine, zeros
 from jax_bptt.engine.objective import Objective, objective_of
 from jax_bptt.engine.outer_products import from_wide, to_wide, wide_zeros
 from jax_bptt.engine.plan import Asked, Plan, ask_alone, choose_windows, on_gpu
 from jax_bptt.engine.platforms import by_platform
-from jax_bptt.engine.reverse_truncated import sum_of_windows
 from jax_bptt.engine.schedule import Schedule, exact
+from jax_bptt.engine.truncation.in_turn import sum_in_turn
+from jax_bptt.engine.truncation.reverse_truncated import sum_of_windows
 from jax_bptt.engine.whole_steps import gradient_of_whole
 from jax_bptt.engine.window_gradient import Gradient, gradient_of_window
 from jax_bptt.engine.windows import join, scan_windows

@@ -10,7 +10,7 @@ With δ_t = ∂L/∂h_t (Williams & Peng 1990; the immediate partials ∂⁺ of 
 3. `immediate_partials`: Σ_t (∂⁺h_t/∂θ)ᵀ δ_t, all rows at once, one matrix product per weight.
 
 Exact BPTT hands δ on from each window to the one before it (`passes`); truncated BPTT hands on nothing, so that its
-windows run side by side (`reverse_truncated`) or, where they meet, one after the other, each by itself (`in_turn`).
+windows run side by side (`truncation/reverse_truncated`) or, where they meet, in turn (`truncation/in_turn`).
 
 δ and cotangents are lists of leaves with None in place of leaves that have no derivative, or whose is not asked for.
 """
