@@ -225,7 +225,7 @@ OPTIONS = [
     (jb.randomized_telescope, (4, [8, 4], [0.5, 0.5]), {}, ValueError, "horizons: found \\[8, 4\\], expected growing"),
     (jb.randomized_telescope, (4, [2, 4], [0.5, 0.5]), {}, ValueError, "k2: found 2, expected at least k1"),
     (jb.randomized_telescope, (4, 8, [1.0]), {}, TypeError, "horizons: found 8"),
-    (jb.randomized_telescope, (4, [], []), {}, TypeError, "horizons: found"),
+    (jb.randomized_telescope, (4, [], []), {}, ValueError, "horizons: found"),
     (jb.randomized_telescope, (4, [4, 8], [0.5]), {}, ValueError, "probabilities: found shape \\(1,\\)"),
     (jb.randomized_telescope, (4, [4, 8], [0.5, 0.6]), {}, ValueError, "probabilities: found \\[0.5, 0.6\\]"),
     (jb.randomized_telescope, (4, [4, 8], [1.0, 0.0]), {}, ValueError, "probabilities: found"),

@@ -102,13 +102,29 @@ def check_cuts(cut: tuple[float, ...] | float, steps: Any, k1: int, burn_in: int
     return cut
 
 
+def check_growing(horizons: Any, at_least: int) -> list[int]:
+    """So many growing horizons, at least."""
+    expected = f"a sequence of {at_least} or more growing numbers of steps"
+    if isinstance(horizons, str) or not isinstance(horizons, Sequence | np.ndarray):
+        raise TypeError(f"horizons: found {describe(horizons)}, expected {expected}")
+    many = [check_count("horizons", horizon) for horizon in horizons]
+    if len(many) < at_least or many != sorted(set(many)):
+        raise ValueError(f"horizons: found {many}, expected {expected}")
+    return many
+
+
+def check_tolerance(tolerance: Any) -> float:
+    """A relative bias that is allowed."""
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.floating | np.integer):
+        raise TypeError(f"tolerance: found {describe(tolerance)}, expected a number between 0 and 1")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance: found {tolerance}, expected a number between 0 and 1")
+    return float(tolerance)
+
+
 def check_horizons(horizons: Any, probabilities: Any, k1: int, losses: Losses) -> tuple[list[int], list[float]]:
     """Growing horizons, and of each the probability with which it is drawn."""
-    if isinstance(horizons, str) or not isinstance(horizons, Sequence | np.ndarray) or not len(horizons):
-        raise TypeError(f"horizons: found {describe(horizons)}, expected a sequence of growing numbers of steps")
-    many = [check_truncation(k1, horizon, losses)[1] for horizon in horizons]
-    if many != sorted(set(many)):
-        raise ValueError(f"horizons: found {many}, expected growing numbers of steps")
+    many = [check_truncation(k1, horizon, losses)[1] for horizon in check_growing(horizons, 1)]
     try:
         shares = np.asarray(probabilities, np.float64)
     except (TypeError, ValueError) as error:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_bptt.checks.arguments import check_finite, over_sequences
-from jax_bptt.checks.options import check_options, check_truncation, describe
+from jax_bptt.checks.options import check_options, check_tolerance, check_truncation, describe
 from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.leaves import Leaves, divide
 from jax_bptt.engine.schedule import Grid
@@ -216,6 +216,13 @@ def suggest_k2(profile: Any, tolerance: float = 0.1, *, k1: int = 1) -> int:
 
     so that with `losses="newest"`, where a loss travels back at least k2 − k1 + 1 steps, all travel so far.
 
+    That is a safe horizon rather than the shortest one. It takes norms of credit to add up, though what comes from
+    different steps and examples partly cancels in the sum, more so at longer lags, where it is noise; and it compares
+    the credit that is cut with all credit, not with the whole gradient, in which that of the readout is never cut. So
+    the bias that is measured at this horizon is less, and the horizon at which it is the tolerance is as a rule two to
+    three times shorter: `truncation_bias` measures it, where the exact gradient can be had, and
+    `training.train_adaptively` by the gradients with several horizons.
+
     Args:
         profile: φ, `[K + 1]`, as `lag_profile` returns it of the exact credit; at least 8 lags. A horizon beyond them
             is suggested where the decay, gone on with, leads there.
@@ -229,10 +236,7 @@ def suggest_k2(profile: Any, tolerance: float = 0.1, *, k1: int = 1) -> int:
         As `estimated_bias`.
     """
     k1 = check_truncation(k1, k1, "newest")[0]
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float | np.floating | np.integer):
-        raise TypeError(f"tolerance: found {describe(tolerance)}, expected a number between 0 and 1")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance: found {tolerance}, expected a number between 0 and 1")
+    tolerance = check_tolerance(tolerance)
     bias, decay = _estimated(profile)
     enough = np.flatnonzero(bias <= tolerance)
     if len(enough):

@@ -11,15 +11,21 @@ gradient accumulation are the optimiser's: `optax.chain(optax.clip_by_global_nor
 `optax.MultiSteps(optimizer, 4)`.
 
     updates      what training changes, and one update of it
-    online       an update every k1 steps
+    online       an update every k1 steps, in one of three ways, each in a room of its own: by_windows, drawn_windows,
+                 forwards
+    adaptive     an update per chunk, with a horizon that adapts
     evaluation   the loss of a long sequence
 """
 
+from jax_bptt.training.adaptive import Adaptive, train_adaptively
+from jax_bptt.training.drawn_windows import DrawnStream
 from jax_bptt.training.evaluation import evaluate
-from jax_bptt.training.online import Online, train_online
-from jax_bptt.training.updates import Metrics, Steps, Stream, TrainState, Update, init, train_step
+from jax_bptt.training.online import train_online
+from jax_bptt.training.updates import Metrics, Online, Steps, Stream, TrainState, Update, init, train_step
 
 __all__ = [
+    "Adaptive",
+    "DrawnStream",
     "Metrics",
     "Online",
     "Steps",
@@ -28,6 +34,7 @@ __all__ = [
     "Update",
     "evaluate",
     "init",
+    "train_adaptively",
     "train_online",
     "train_step",
 ]

@@ -7,6 +7,7 @@
 `train_step` does this once per chunk, with any gradient function.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -64,6 +65,13 @@ class Update(Protocol):
     ) -> tuple[TrainState, Metrics]:
         """Of a chunk, xs and targets of `[T, B, …]`, with mask and reset as the gradient functions have them."""
         ...
+
+
+class Online(NamedTuple):
+    """Online training, as a pair like those of optax: `init` makes what `update` changes."""
+
+    init: Callable[..., TrainState]  # init(params, state, xs=None, targets=None, key=None)
+    update: Update
 
 
 def init(params: PyTree, optimizer: optax.GradientTransformation, carry: PyTree) -> TrainState:
