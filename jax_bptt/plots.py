@@ -57,6 +57,23 @@ def training_curve(
     return figure
 
 
+def horizons(characters: Sequence[float], steps: Sequence[int], *, ax: Axes | None = None) -> Figure:
+    """The horizon with which each update was made, where it adapts.
+
+    Args:
+        characters: how many characters had been read at each update, `[N]`.
+        steps: the horizons, `[N]`, drawn on a logarithmic scale.
+    """
+    figure, ax = _axes(ax)
+    ax.step(np.asarray(characters) / 1e6, steps, where="pre", color=GREEN, linewidth=1.8)
+    ax.set(xlabel="characters read (millions)", ylabel="horizon k2 (steps)", title="Horizon", yscale="log")
+    ax.set_yscale("log", base=2)
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    if len(steps):
+        ax.set(xlim=(0, characters[-1] / 1e6), ylim=(min(steps) / 1.5, max(steps) * 1.5))
+    return figure
+
+
 def accuracies(accuracy: Mapping[str, Sequence[float]], *, ax: Axes | None = None) -> Figure:
     """The share told right, after each epoch.
 
@@ -261,12 +278,16 @@ def report(
     held_out: float,
     baselines: Mapping[str, float],
     norms: Mapping[str, Sequence[float]],
+    steps: Sequence[int] | None = None,
 ) -> None:
-    """The command's picture, written to a file: `training_curve` beside `gradient_norms`, of the same arguments."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """The command's picture, written to a file: `training_curve`, `horizons` where they adapt, and `gradient_norms`."""
+    adapts = steps is not None
+    figure = Figure(figsize=(16 if adapts else 11, 4.2), layout="constrained")
+    left, *between, right = figure.subplots(1, 3 if adapts else 2)
     training_curve(characters, bits, held_out=held_out, baselines=baselines, ax=left)
     gradient_norms(norms, ax=right)
+    if adapts:
+        horizons(characters, steps, ax=between[0])
     figure.savefig(path, dpi=150)
 
 

@@ -18,6 +18,10 @@ import jax_bptt as jb
 from jax_bptt import plots
 
 DEFAULT_K1 = 32
+ADAPTIVE_K1 = 8
+ADAPT_EVERY = 100
+"""Updates from one choice of the horizon to the next."""
+
 CELLS = {"elman": jb.cells.elman, "gru": jb.cells.gru, "lstm": jb.cells.lstm}
 OPTIMIZERS = {
     "adam": optax.adam,
@@ -29,7 +33,7 @@ Number = TypeVar("Number", int, float)
 Option = tuple[str, Any, Any, str, str]  # name, type or choices, default, metavar, help
 
 #: What an argument is that was not given, where its help tells the default in words.
-_UNSAID: dict[str, Any] = dict.fromkeys(("text", "k1", "k2", "devices", "checkpoint", "log"))
+_UNSAID: dict[str, Any] = dict.fromkeys(("text", "k1", "k2", "adaptive", "devices", "checkpoint", "log"))
 _UNSAID |= dict.fromkeys(("exact", "online", "resume"), False)
 
 
@@ -70,12 +74,30 @@ def _settle_truncation(parser: argparse.ArgumentParser, arguments: argparse.Name
         parser.error("--exact: found with --k1 or --k2, expected one or the other")
     if arguments.exact and arguments.online:
         parser.error("--exact: found with --online, expected one or the other")
+    arguments.horizons = _settle_horizons(parser, arguments)
     arguments.k1 = arguments.k1 or min(DEFAULT_K1, arguments.k2 or DEFAULT_K1)
     arguments.k2 = arguments.k2 or arguments.k1
     if arguments.k2 < arguments.k1:
         parser.error(f"--k2: found {arguments.k2}, expected at least --k1, which is {arguments.k1}")
     if arguments.online and arguments.chunk % arguments.k1:
         parser.error(f"--chunk: found {arguments.chunk}, expected a multiple of --k1, which is {arguments.k1}")
+
+
+def _settle_horizons(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[int]:
+    """Those that an adaptive one is chosen among, --k1, twice that and so on up to --chunk; none where it is not."""
+    if arguments.adaptive is None:
+        return []
+    for name in ("exact", "online", "k2"):
+        if getattr(arguments, name):
+            parser.error(f"--adaptive: found with --{name}, expected one or the other")
+    arguments.k1, arguments.k2 = arguments.k1 or min(ADAPTIVE_K1, max(1, arguments.chunk // 4)), arguments.chunk
+    if arguments.chunk < 4 * arguments.k1:
+        least = 4 * arguments.k1
+        parser.error(f"--chunk: found {arguments.chunk} with --adaptive, expected {least} or more, four times --k1")
+    horizons = [arguments.k1]
+    while 2 * horizons[-1] < arguments.chunk:
+        horizons.append(2 * horizons[-1])
+    return [*horizons, arguments.chunk]
 
 
 def _check_file(parser: argparse.ArgumentParser, name: str, found: str, file_types: Sequence[str] = ()) -> None:
@@ -139,6 +161,7 @@ def _number(convert: Callable[[str], Number], accept: Callable[[Number], bool], 
 
 _count = _number(int, lambda n: n >= 1, "a whole number of at least 1")
 _count_or_zero = _number(int, lambda n: n >= 0, "a whole number of at least 0")
+_share = _number(float, lambda x: 0 < x < 1, "a number between 0 and 1")
 _amount = _number(float, lambda x: 0 < x < float("inf"), "a positive number")
 _UNTOLD = argparse.SUPPRESS  # the help itself tells the default, in words
 
@@ -175,6 +198,9 @@ _TEXT: dict[str, list[Option]] = {
          f"steps from one window's end to the next (default: {DEFAULT_K1}, or --k2 if that is less)"),
         ("--k2", _count, _UNTOLD, "N",
          "steps that a window's losses travel back at most, at least --k1 (default: --k1)"),
+        ("--adaptive", _share, _UNTOLD, "TOLERANCE",
+         f"shortest horizon whose relative bias is at most that, anew every {ADAPT_EVERY} chunks, of --k1, "
+         f"2 --k1, 4 --k1 and so on up to --chunk; then --k1 is {ADAPTIVE_K1} by default (default: one horizon, --k2)"),
         ("--exact", bool, _UNTOLD, "",
          "no truncation inside a chunk: all credit travels back to its beginning (default: truncated)"),
     ],

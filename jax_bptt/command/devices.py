@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_bptt.model import PyTree
-from jax_bptt.training import TrainState
+from jax_bptt.training import Adaptive, TrainState
 
 AXIS = "batch"
 
@@ -69,8 +69,11 @@ def on_one(tree: PyTree) -> PyTree:
 
 
 def placed(state: TrainState, mesh: Mesh | None) -> TrainState:
-    """What training changes, where it is to be: the carry along the batch, all else on every device."""
+    """What training changes, where it is to be: recurrent state along the batch, all else on every device."""
     if mesh is None:
         return state
     everywhere, along = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-    return jax.device_put(state, everywhere)._replace(carry=jax.device_put(state.carry, along))
+    state = jax.device_put(state, everywhere)
+    if isinstance(state.carry, Adaptive):
+        return state._replace(carry=state.carry._replace(state=jax.device_put(state.carry.state, along)))
+    return state._replace(carry=jax.device_put(state.carry, along))

@@ -9,7 +9,7 @@ import numpy as np
 
 import jax_bptt as jb
 from jax_bptt.command.text import Corpus
-from jax_bptt.training import TrainState, Update
+from jax_bptt.training import Adaptive, TrainState, Update
 
 LOSS = jb.losses.softmax_cross_entropy
 
@@ -28,6 +28,7 @@ class Training(NamedTuple):
 
     state: TrainState
     bits: np.ndarray  # bits per character of each chunk that was trained on, [number of chunks]
+    horizons: np.ndarray  # with which it was, in steps, where that adapts, else 0, [number of chunks]
 
 
 def train_language_model(
@@ -42,11 +43,18 @@ def train_language_model(
     while len(training.bits) < steps:
         state, chunk = training.state, len(training.bits) % chunks
         if chunk == 0:
-            state = state._replace(carry=begin.carry)
+            state = _from_the_outset(state, begin)
         state, metrics = jitted(state, task.inputs[chunk], task.targets[chunk])
         bits = float(np.mean(metrics.loss)) / np.log(2)
-        training = Training(state, np.append(training.bits, bits))
+        horizon = int(state.carry.horizon) if isinstance(state.carry, Adaptive) else 0
+        training = Training(state, np.append(training.bits, bits), np.append(training.horizons, horizon))
         yield training, float(np.mean(metrics.gradient_norm))
+
+
+def _from_the_outset(state: TrainState, begin: TrainState) -> TrainState:
+    """With the recurrent state of the beginning."""
+    carry = state.carry
+    return state._replace(carry=carry._replace(state=begin.carry.state) if isinstance(carry, Adaptive) else begin.carry)
 
 
 def held_out_bits(model: jb.Cell, params: Any, ids: np.ndarray) -> float:

@@ -21,11 +21,11 @@ def find_checkpoint(path: str | None, settings: dict[str, Any], begin: TrainStat
         return None
     from jax_bptt import checkpoint  # needs an extra of its own
 
-    found = checkpoint.restore(path, settings, (begin, np.zeros(steps)))
+    found = checkpoint.restore(path, settings, (begin, np.zeros(steps), np.zeros(steps, int)))
     if found is None:
         return None
-    step, (state, bits) = found
-    return Training(jax.tree.map(jnp.asarray, state), np.asarray(bits)[:step])
+    step, (state, bits, horizons) = found
+    return Training(jax.tree.map(jnp.asarray, state), np.asarray(bits)[:step], np.asarray(horizons)[:step])
 
 
 @contextmanager
@@ -37,16 +37,19 @@ def keep_checkpoints(path: str | None, settings: dict[str, Any], steps: int) -> 
     from jax_bptt import checkpoint
 
     with checkpoint.saver(path, settings) as save:
-        yield lambda training: save(
-            len(training.bits), (training.state, np.pad(training.bits, (0, steps - len(training.bits))))
-        )
+
+        def keep(training: Training) -> None:
+            step = len(training.bits)
+            save(step, (training.state, *(np.pad(told, (0, steps - step)) for told in training[1:])))
+
+        yield keep
 
 
 @contextmanager
-def keep_log(path: str | None, before: int) -> Iterator[Callable[[int, float, float], None]]:
+def keep_log(path: str | None, before: int) -> Iterator[Callable[[int, float, float, int], None]]:
     """Writes a line of JSON for each chunk, if that was asked for; those after the checkpoint gone on from go first."""
     if path is None:
-        yield lambda step, bits, gradient_norm: None
+        yield lambda step, bits, gradient_norm, horizon: None
         return
     file, started, kept = Path(path), time.perf_counter(), []
     if before and file.exists():
@@ -55,9 +58,10 @@ def keep_log(path: str | None, before: int) -> Iterator[Callable[[int, float, fl
     with file.open("w", encoding="utf-8") as lines:
         lines.writelines(f"{line}\n" for line in kept)
 
-        def log(step: int, bits: float, gradient_norm: float) -> None:
+        def log(step: int, bits: float, gradient_norm: float, horizon: int) -> None:
             seconds = offset + time.perf_counter() - started
             record = {"step": step, "bits_per_character": bits, "gradient_norm": gradient_norm, "seconds": seconds}
+            record |= {"horizon": horizon} if horizon else {}
             lines.write(json.dumps(record) + "\n")
             lines.flush()
 

@@ -4,6 +4,7 @@ text → check of the gradient on this model and text → training → held-out 
 """
 
 import argparse
+import functools
 import hashlib
 import itertools
 import time
@@ -19,7 +20,7 @@ from rich.console import Console
 import jax_bptt as jb
 from jax_bptt import plots
 from jax_bptt.command import devices, language_model, ngrams, records, terminal, text
-from jax_bptt.command.arguments import CELLS, chosen_optimizer, text_arguments
+from jax_bptt.command.arguments import ADAPT_EVERY, CELLS, chosen_optimizer, text_arguments
 from jax_bptt.command.gradient_check import Gradient, compare_gradients, distance
 from jax_bptt.command.language_model import LOSS, TextTask, Training, first_chunk
 from jax_bptt.training import TrainState, Update
@@ -50,7 +51,7 @@ def prepare_text(argv: Sequence[str]) -> Callable[[], None]:
         refuse(f"--checkpoint: {error}")
     if found is None and arguments.resume:
         refuse(f"--resume: found no checkpoint in {arguments.checkpoint}, expected one to go on from")
-    return lambda: _run_text(run, found or Training(run.begin, np.zeros(0)))
+    return lambda: _run_text(run, found or Training(run.begin, np.zeros(0), np.zeros(0, int)))
 
 
 def _text_task(arguments: argparse.Namespace, refuse: Refuse) -> TextTask:
@@ -90,10 +91,17 @@ def _gradients(task: TextTask, arguments: argparse.Namespace, mesh: Mesh | None)
     """The gradient that is trained with, and the same by `jax.grad` on one device."""
     if arguments.exact:
         ours, other = (of.bptt(task.model, LOSS, reduction="mean") for of in (jb, jb.reference))
-    else:
-        of = task.model, LOSS, arguments.k1, arguments.k2
-        ours, other = (by.truncated_bptt(*of, reduction="mean") for by in (jb, jb.reference))
-    return ours if mesh is None else jb.data_parallel(ours, mesh, devices.AXIS), other
+        return _on_devices(ours, mesh), other
+    other = jb.reference.truncated_bptt(task.model, LOSS, arguments.k1, arguments.k2, reduction="mean")
+    return _truncated(task, arguments, mesh, arguments.k2), other
+
+
+def _truncated(task: TextTask, arguments: argparse.Namespace, mesh: Mesh | None, k2: int) -> Gradient:
+    return _on_devices(jb.truncated_bptt(task.model, LOSS, arguments.k1, k2, reduction="mean"), mesh)
+
+
+def _on_devices(gradient: Gradient, mesh: Mesh | None) -> Gradient:
+    return gradient if mesh is None else jb.data_parallel(gradient, mesh, devices.AXIS)
 
 
 def _update(task: TextTask, arguments: argparse.Namespace, mesh: Mesh | None) -> tuple[Update, TrainState]:
@@ -102,6 +110,11 @@ def _update(task: TextTask, arguments: argparse.Namespace, mesh: Mesh | None) ->
     per_chunk = chunk // arguments.k1 if arguments.online else 1
     chosen = chosen_optimizer(arguments, arguments.steps * per_chunk)
     params, carry = task.model.init(_keys(arguments)[0]), task.model.initial_state(batch)
+    if arguments.adaptive is not None:
+        gradient_of = functools.partial(_truncated, task, arguments, mesh)
+        horizons, tolerance = arguments.horizons, arguments.adaptive
+        pair = jb.training.train_adaptively(gradient_of, chosen, horizons, tolerance, every=ADAPT_EVERY)
+        return pair.update, devices.placed(pair.init(params, carry), mesh)
     if not arguments.online:
         begin = devices.placed(jb.training.init(params, chosen, carry), mesh)
         return jb.training.train_step(_gradients(task, arguments, mesh)[0], chosen), begin
@@ -116,7 +129,7 @@ def _keys(arguments: argparse.Namespace) -> jax.Array:
 
 
 def _settings(task: TextTask, arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("chunk", "batch", "cell", "hidden", "layers", "embedding", "k1", "k2", "exact", "online")
+    names = ("chunk", "batch", "cell", "hidden", "layers", "embedding", "k1", "k2", "adaptive", "exact", "online")
     more = ("steps", "optimizer", "lr", "clip", "seed")
     of_text = hashlib.sha256(task.corpus.train.tobytes()).hexdigest()[:16]
     return {"text": of_text} | {name: getattr(arguments, name) for name in names + more}
@@ -160,11 +173,12 @@ def _check_gradient(run: TextRun, out: Console) -> None:
     arguments, task, params = run.arguments, run.task, devices.on_one(run.begin.params)
     steps = arguments.chunk if arguments.exact else min(arguments.chunk, arguments.k2 + 7 * arguments.k1)
     kind = "exact" if arguments.exact else f"truncated, k1 = {arguments.k1}, k2 = {arguments.k2}"
+    kind = kind if arguments.adaptive is None else f"{kind}, the longest horizon"
     gradient, reference = _gradients(task, arguments, run.mesh)
     comparison = compare_gradients(gradient, reference, *first_chunk(task, params, steps))
     title = f"Gradient of {steps} steps ({kind}), hand-rolled beside jax.grad"
     terminal.print_comparison(out, title, comparison, 1 if run.mesh is None else run.mesh.size)
-    if not arguments.exact:
+    if not arguments.exact and arguments.adaptive is None:
         exact = jb.bptt(task.model, LOSS, reduction="mean")
         cosine, norm, difference = distance(gradient, exact, *first_chunk(task, params))
         out.print(
@@ -187,7 +201,7 @@ def _train_text(run: TextRun, training: Training, out: Console) -> Training:
         for training, gradient_norm in chunks:
             steps, ends = len(training.bits), interrupted()
             advance(steps, float(training.bits[-20:].mean()), (steps - before) * run.task.inputs[0].size)
-            log(steps, training.bits[-1], gradient_norm)
+            log(steps, training.bits[-1], gradient_norm, int(training.horizons[-1]))
             if steps % arguments.every == 0 or steps == arguments.steps or ends:
                 save(training)
             if ends:
@@ -207,12 +221,17 @@ def _report(run: TextRun, training: Training, out: Console) -> None:
     rows = [(name, f"{bits:.3f}") for name, bits in [*counted.items(), (f"this {run.arguments.cell}", learnt)]]
     out.print()
     terminal.print_table(out, "Held-out text", ("model", "bits per character"), rows)
+    if run.arguments.adaptive is not None:
+        chosen = zip(*np.unique(training.horizons, return_counts=True), strict=True)
+        told = ", ".join(f"{horizon} steps in {count} chunks" for horizon, count in chosen)
+        out.print(f"\nhorizons chosen: {told}")
     if run.arguments.sample:
         _print_sample(run, params, out)
     read = [(i + 1) * task.inputs[0].size for i in range(len(training.bits))]
     of = {"before training": untrained, "after training": params}
     norms = {name: language_model.credit_over_time(task, params).tolist() for name, params in of.items()}
-    plots.report(run.arguments.out, read, training.bits.tolist(), learnt, counted, norms)
+    horizons = training.horizons.tolist() if run.arguments.adaptive is not None else None
+    plots.report(run.arguments.out, read, training.bits.tolist(), learnt, counted, norms, horizons)
 
 
 def _print_sample(run: TextRun, params: Any, out: Console) -> None:

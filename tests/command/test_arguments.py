@@ -52,6 +52,12 @@ def test_an_out_that_cannot_be_written(out, message, tmp_path, capsys, monkeypat
         (["--exact", "--k2", "8"], "--exact: found with --k1 or --k2, expected one or the other"),
         (["--exact", "--online"], "--exact: found with --online, expected one or the other"),
         (["--online", "--k1", "24"], "--chunk: found 64, expected a multiple of --k1, which is 24"),
+        (["--adaptive", "1"], "--adaptive: found 1, expected a number between 0 and 1"),
+        (["--adaptive", "0.1", "--exact"], "--adaptive: found with --exact, expected one or the other"),
+        (["--adaptive", "0.1", "--online"], "--adaptive: found with --online, expected one or the other"),
+        (["--adaptive", "0.1", "--k2", "8"], "--adaptive: found with --k2, expected one or the other"),
+        (["--adaptive", "0.1", "--k1", "32"], "--chunk: found 64 with --adaptive, expected 128 or more, four times"),
+        (["--adaptive", "0.1", "--chunk", "3"], "--chunk: found 3 with --adaptive, expected 4 or more, four times"),
         (["--log", "nowhere/log"], "--log: found no directory nowhere to write in"),
         (["--checkpoint", "/proc/checkpoints"], "--checkpoint: found /proc/checkpoints, where nothing can be written"),
         (["--optimizer", "newton"], "--optimizer: invalid choice: 'newton'"),
@@ -85,7 +91,7 @@ def test_help_names_every_option_with_its_default(capsys):
     options = set(re.findall(r"^  (?:-h, )?(--[a-z0-9]+)", out, re.M))
     assert options == {
         *("--help", "--version", "--text", "--chunk", "--batch", "--cell", "--hidden", "--layers", "--embedding"),
-        *("--k1", "--k2", "--exact", "--steps", "--online", "--optimizer", "--lr", "--clip", "--seed"),
+        *("--k1", "--k2", "--adaptive", "--exact", "--steps", "--online", "--optimizer", "--lr", "--clip", "--seed"),
         *("--devices", "--checkpoint", "--every", "--resume", "--log", "--sample", "--temperature", "--out"),
     }
     assert out.count("(default: ") == len(options) - 2
