@@ -483,7 +483,22 @@ def is_costly(eqn: Equation) -> bool:
     name = eqn.primitive.name
     if name in _CALLS:
         return any(is_costly(eqn) for inner in _inner(eqn) for eqn in _open(inner).eqns)
-    return name not in _CHEAP
+    return name not in _CHEAP and not _seems_elementwise(eqn)
+
+
+def _seems_elementwise(eqn: Equation) -> bool:
+    """Whether a primitive that is not known has nothing more to say than its operands, and takes scalars as well.
+
+    It is cheap then, as what a release of JAX has anew for derivatives is; what may be rewritten goes by names.
+    """
+    if eqn.effects or eqn.params.keys() - {"accuracy", "out_dtype"}:
+        return False
+    shapes = [jax.ShapeDtypeStruct((), shape_of(v).dtype) for v in eqn.invars]
+    try:
+        made = jax.eval_shape(lambda *operands: bind(eqn, operands, eqn.params), *shapes)
+    except Exception:  # whatever its rule for shapes raises, scalars are not for it
+        return False
+    return all(leaf.shape == () for leaf in made)
 
 
 _CALLED = {"jit", "pjit", "closed_call", "core_call", "eval_jaxpr"}
@@ -493,8 +508,37 @@ _ELEMENTWISE = {
     *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh"),
     *("bitcast_convert_type", "cbrt", "ceil", "clamp", "clz", "complex", "conj", "convert_element_type", "cos"),
     *("cosh", "digamma", "div", "eq", "eq_to", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge"),
-    *("gt", "imag", "integer_pow", "is_finite", "le", "le_to", "lgamma", "log", "log1p", "logistic", "lt", "lt_to"),
-    *("max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "polygamma", "population_count", "pow", "real"),
+    *(
+        "gt",
+        "imag",
+        "integer_pow",
+        "is_finite",
+        "le",
+        "le_to",
+        "lgamma",
+        "log",
+        "log1p",
+        "log2",
+        "logistic",
+        "lt",
+        "lt_to",
+    ),
+    *(
+        "max",
+        "min",
+        "mul",
+        "mulhi",
+        "ne",
+        "neg",
+        "nextafter",
+        "not",
+        "one_minus_square",
+        "or",
+        "polygamma",
+        "population_count",
+        "pow",
+        "real",
+    ),
     *("reduce_precision", "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic"),
     *("shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor"),
 }

@@ -193,3 +193,46 @@ def test_what_only_looks_the_same_is_made_each_time():
     for got, want in zip(evaluated(once, VECTOR, key), different(VECTOR, key), strict=True):
         np.testing.assert_array_equal(got, want)
         np.testing.assert_array_equal(np.signbit(got), np.signbit(want))
+
+
+OF_ONE = (
+    *("abs", "arccos", "arcsin", "arcsinh", "arctan", "arctanh", "cbrt", "cos", "cosh", "exp", "exp2", "expm1", "log"),
+    *("log10", "log1p", "log2", "reciprocal", "sign", "sin", "sinc", "sinh", "sqrt", "square", "tan", "tanh"),
+)
+OF_NN = (
+    "celu",
+    "elu",
+    "gelu",
+    "hard_tanh",
+    "leaky_relu",
+    "log_sigmoid",
+    "mish",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "softplus",
+)
+OF_TWO = ("add", "divide", "hypot", "logaddexp", "maximum", "multiply", "power", "subtract", "arctan2")
+
+
+@pytest.mark.parametrize("name", [*OF_ONE, *OF_NN, *OF_TWO, "softplus", "softmax", "where"])
+def test_no_derivative_of_common_functions_is_costly(name):
+    """By whatever primitives this release of JAX has for them."""
+    if name == "where":
+        function, number = (lambda a, b: jnp.where(a > 0, a, b)), 2
+    else:
+        function, number = getattr(jnp, name, None) or getattr(jax.nn, name), 1 + (name in OF_TWO)
+    a = (jnp.full(3, 0.3),) * number
+
+    def second(*a):
+        return jax.jvp(lambda *a: jax.vjp(function, *a)[1](jnp.ones_like(function(*a))), a, a)
+
+    found = trace(second, *a)
+    assert found.equations
+    assert [str(eqn) for eqn in found.equations if is_costly(eqn)] == []
+
+
+@pytest.mark.parametrize("function", [jnp.linalg.cholesky, jnp.fft.fft, lambda a: jnp.linalg.qr(a)[0], jnp.linalg.inv])
+def test_what_has_like_shapes_and_is_not_elementwise_is_costly(function):
+    found = trace(function, jnp.eye(3))
+    assert any(is_costly(eqn) for eqn in found.equations)
