@@ -65,6 +65,15 @@ def test_scans_beside_each_other():
     assert [row.split()[0] for row in done.stdout.splitlines()[1:]] == ["elman", "gru", "lstm"]
 
 
+def test_those_of_a_gpu():
+    done = benchmark("--quick", "--repeats", "1", module="tests.benchmarks.gpu")
+    assert done.returncode == 0, done.stderr
+    assert [line.split("|")[1].strip() for line in done.stdout.splitlines()[1:]] == [
+        *("elman", "gru", "lstm"),
+        *("minGRU", "LRU", "minGRU", "LRU"),
+    ]
+
+
 def test_two_devices():
     done = benchmark("--quick", "--repeats", "1", module="tests.benchmarks.devices")
     assert done.returncode == 0, done.stderr

@@ -38,8 +38,9 @@ def saved_by_scans(function, *arguments):
                         yield from scans(inner)
 
     def stacked(eqn):
-        outs = eqn.outvars[eqn.params["num_carry"] :]
-        return sum(int(np.prod(v.aval.shape)) * v.aval.dtype.itemsize for v in outs)
+        body = eqn.params["jaxpr"]
+        outs = zip(eqn.outvars, getattr(body, "jaxpr", body).outvars, strict=True)
+        return sum(int(np.prod(v.aval.shape)) * v.aval.dtype.itemsize for v, of_step in outs if v.aval != of_step.aval)
 
     return max(map(stacked, scans(jax.make_jaxpr(function)(*arguments).jaxpr)))
 
