@@ -38,19 +38,19 @@ def data_parallel(
     to state and xs stay on the devices of their examples.
 
     Args:
-        gradient: any gradient function of the library: `bptt`, `truncated_bptt`, `state_gradients`, `artbp`, those of
-            `reference`; or another one called like them that adds up, or averages by `jax.lax.pmean`, over examples.
-            `training.train_step` takes what is returned.
+        gradient: any gradient function of the library: `bptt`, `truncated_bptt`, `state_gradients`, `artbp`,
+            `randomized_telescope`, those of `reference`; or another one called like them that adds up, or averages by
+            `jax.lax.pmean`, over examples. `training.train_step` takes what is returned.
         mesh: whose devices; None for all that there are, those of other processes included.
         axis: the axis of the mesh along which the batch is divided. Along other ones all devices
             compute the same.
 
     Returns:
-        `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None, length=None)`, as it was,
-        with `key=` where something is drawn: the same on all devices as on one. The
-        params may be anywhere, and their gradient is everywhere. Pure, and not jitted: wrap it, or the training step
-        around it, in `jax.jit`. Of many processes each calls it, with arrays of the whole batch, as
-        `jax.make_array_from_process_local_data` makes them of each one's part.
+        `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None, length=None)`, as it was, with
+        `key=` where something is drawn: the same on many devices as on one. The params may be anywhere, and their
+        gradient is everywhere. Pure, and not jitted: wrap it, or the training step around it, in `jax.jit`. Of many
+        processes each calls it, with arrays of the whole batch, as `jax.make_array_from_process_local_data` makes them
+        of each one's part.
 
     Raises:
         TypeError, ValueError: when built, for an argument that is not of this form, and when called, for a batch that

@@ -66,7 +66,7 @@ def horizons(characters: Sequence[float], steps: Sequence[int], *, ax: Axes | No
     """
     figure, ax = _axes(ax)
     ax.step(np.asarray(characters) / 1e6, steps, where="pre", color=GREEN, linewidth=1.8)
-    ax.set(xlabel="characters read (millions)", ylabel="horizon k2 (steps)", title="Horizon", yscale="log")
+    ax.set(xlabel="characters read (millions)", ylabel="horizon k2 (steps)", title="Horizon")
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if len(steps):

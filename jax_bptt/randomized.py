@@ -17,7 +17,6 @@ from jax_bptt import reference
 from jax_bptt.checks.arguments import over_drawn_sequences
 from jax_bptt.checks.options import (
     check_argnums,
-    check_count,
     check_cut,
     check_cuts,
     check_horizons,
@@ -71,8 +70,9 @@ def artbp(
     Returns:
         `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None, length=None, *, key)`, which
         returns `((loss, state), grads)` as `bptt` does: loss and state are the true ones, and derivatives of them are
-        cut as `grads` are. All is drawn from `key` and the example's place in the batch, and the same key gives the
-        same bits: split it for each call. `jax.vmap` over keys makes many estimates.
+        cut as `grads` are. All is drawn from `key`, for each example, and the same key gives the same bits:
+        split it for each call. `jax.vmap` over keys makes many estimates (with keys of `rbg` others than one by one,
+        as JAX has it).
 
     Raises:
         TypeError, ValueError: when built, for an option, and when called, for an argument, that is not of this form.
@@ -83,7 +83,7 @@ def artbp(
     chosen = check_argnums(argnums)
     step = step_of(model)
     burn_in, asked = check_options(loss, reduction, burn_in, save, window=window, unroll=unroll)
-    k1, _, context = check_truncation(k1, check_count("k1", k1), "newest", context)
+    k1, _, context = check_truncation(k1, k1, "newest", context)
     cut = check_cut(cut)
     several = {"argnums": argnums, "reduction": reduction, "burn_in": burn_in, "context": context}
     by_scan = functools.partial(reference.through_gates, **several)
@@ -116,15 +116,16 @@ def randomized_telescope(
     context: int = 0,
     parallel: int | None = None,
 ) -> DrawnGradient:
-    """An unbiased estimate of the gradient with the longest of several horizons, at the cost of the one that is drawn.
+    """An unbiased estimate of the gradient with the longest of several horizons, from two of them that are drawn.
 
     With g_K the truncated gradient for k2 = K, K_1 < … < K_n, g_{K_0} = 0, and i drawn with probability p_i,
 
         g̃ = (g_{K_i} − g_{K_{i−1}}) / p_i,        E[g̃] = Σ_i (g_{K_i} − g_{K_{i−1}}) = g_{K_n}
 
-    which is the exact gradient where K_n is no less than the steps of the sequence. Only the two gradients that were
-    drawn are computed, though all are compiled; under `jax.vmap` over keys all are computed. It pays where gradients of
-    long horizons differ little: p_i is best in proportion to ‖g_{K_i} − g_{K_{i−1}}‖ / √(time of the two).
+    which with the newest losses is the exact gradient where K_n is no less than the steps of the sequence. Only the two
+    gradients that were drawn are computed, though all are compiled; under `jax.vmap` over keys all are computed. It
+    pays where gradients of long horizons differ little: p_i is best in proportion to ‖g_{K_i} − g_{K_{i−1}}‖ / √(time
+    of the two).
 
     Args:
         model, loss, k1, losses, argnums, reduction, save, unroll, burn_in, context, parallel: as for `truncated_bptt`.
@@ -132,7 +133,8 @@ def randomized_telescope(
         probabilities: p_i, positive and with a sum of 1.
 
     Returns:
-        `gradient(…, key)`, as of `artbp`; one horizon is drawn for the whole batch.
+        `gradient(…, key)`, as of `artbp`; one horizon is drawn for the whole batch. The loss is that of the longer of
+        the two, which with the newest losses is the true one.
 
     Raises:
         TypeError, ValueError: when built, for an option, and when called, for an argument, that is not of this form.
@@ -144,7 +146,7 @@ def randomized_telescope(
     chosen = check_argnums(argnums)
     step = step_of(model)
     burn_in, asked = check_options(loss, reduction, burn_in, save, parallel=parallel, unroll=unroll)
-    k1, _, context = check_truncation(k1, check_count("k1", k1), losses, context)
+    k1, _, context = check_truncation(k1, k1, losses, context)
     many, shares = check_horizons(horizons, probabilities, k1, losses)
     several: dict[str, Any] = {"losses": losses, "argnums": argnums, "reduction": reduction}
     several |= {"burn_in": burn_in, "context": context}

@@ -67,6 +67,7 @@ def test_running_mean_equals_a_loop(values):
 def test_report_writes_both_pictures(tmp_path):
     plots.report(str(tmp_path / "adaptive.png"), CHARACTERS, BITS, 3.1, {}, {"after": [1.0]}, [8] * len(BITS))
     plots.report(str(tmp_path / "report.png"), CHARACTERS, BITS, 3.1, {"unigram": 4.0}, {"after": [1.0, 2.0]})
+    assert imread(tmp_path / "adaptive.png").shape[:2] == (630, 2400)
     image = imread(tmp_path / "report.png")
     assert image.shape[:2] == (630, 1650)
     for half in np.split(image[..., :3], 2, axis=1):

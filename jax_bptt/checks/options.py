@@ -124,7 +124,9 @@ def check_tolerance(tolerance: Any) -> float:
 
 def check_horizons(horizons: Any, probabilities: Any, k1: int, losses: Losses) -> tuple[list[int], list[float]]:
     """Growing horizons, and of each the probability with which it is drawn."""
-    many = [check_truncation(k1, horizon, losses)[1] for horizon in check_growing(horizons, 1)]
+    many = check_growing(horizons, 1)
+    if losses == "newest" and many[0] < k1:
+        raise ValueError(f"horizons: found {many}, expected at least k1 = {k1}, or new losses would be dropped")
     try:
         shares = np.asarray(probabilities, np.float64)
     except (TypeError, ValueError) as error:

@@ -54,7 +54,9 @@ def gradient_of_window(
         size: W.
     """
     credit = credit_from_losses(recurrence, rows, objective, wrt)
-    steps = Linearised(linearise(recurrence, rows), credit.to_after, credit.to_before, *rows.inputs[1:])
+    steps = Linearised(
+        linearise(recurrence, rows), credit.to_after, credit.to_before, rows.inputs.reset, rows.inputs.gate
+    )
     start_bar, reset_bar, deltas = recur(recurrence, delta, steps, wrt, size)
     weights_bar, xs_bar = immediate_partials(recurrence, rows, deltas, wrt)
     weights_bar, xs_bar = add(weights_bar, credit.weights_bar), add(xs_bar, credit.xs_bar)

@@ -12,16 +12,26 @@ gradient accumulation are the optimiser's: `optax.chain(optax.clip_by_global_nor
 
     updates      what training changes, and one update of it
     online       an update every k1 steps, in one of three ways, each in a room of its own: by_windows, drawn_windows,
-                 forwards
+                 forwards; stream: what the first two keep
     adaptive     an update per chunk, with a horizon that adapts
     evaluation   the loss of a long sequence
 """
 
-from jax_bptt.training.adaptive import Adaptive, train_adaptively
-from jax_bptt.training.drawn_windows import DrawnStream
+from jax_bptt.training.adaptive import train_adaptively
 from jax_bptt.training.evaluation import evaluate
 from jax_bptt.training.online import train_online
-from jax_bptt.training.updates import Metrics, Online, Steps, Stream, TrainState, Update, init, train_step
+from jax_bptt.training.updates import (
+    Adaptive,
+    DrawnStream,
+    Metrics,
+    Online,
+    Steps,
+    Stream,
+    TrainState,
+    Update,
+    init,
+    train_step,
+)
 
 __all__ = [
     "Adaptive",

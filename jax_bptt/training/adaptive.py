@@ -1,14 +1,13 @@
 """Adaptive truncation: the shortest horizon whose bias is small enough, as the decay of the credit tells it.
 
     ĝ_1 … ĝ_n, the gradients with horizons K_1 < … < K_n, of the chunk at hand
-    D_i = ‖ĝ_i − ĝ_{i−1}‖          what arrives from K_{i−1} to K_i steps back
-    b_i = (Σ_{j>i} D_j + D_n β^b / (1 − β^b)) / ‖ĝ_n‖        b = K_n − K_{n−1}, β: the decay of D from step to step
+    D_i = ‖ĝ_i − ĝ_{i−1}‖          what arrives from K_{i−1} to K_i steps back, and decays
 
 Every so many updates all of them are computed, else the one that is chosen.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +18,19 @@ from jax_bptt.checks.arguments import arrays
 from jax_bptt.checks.options import check_count, check_growing, check_tolerance, describe
 from jax_bptt.engine.leaves import full, varying
 from jax_bptt.model import GradientFunction, PyTree
-from jax_bptt.training.updates import Metrics, Online, TrainState, check_optimizer, check_train_state, init, train_step
+from jax_bptt.training.updates import (
+    Adaptive,
+    Metrics,
+    Online,
+    TrainState,
+    check_optimizer,
+    check_train_state,
+    init,
+    train_step,
+)
 
 HALVINGS = 30
 """Of the interval in which β is looked for."""
-
-
-class Adaptive(NamedTuple):
-    """What adaptive truncation hands on from chunk to chunk."""
-
-    state: PyTree  # the recurrent state at the end of what was read, [B, …]
-    horizon: jax.Array  # that is trained with, in steps; an int32 scalar
-    bias: jax.Array  # b of each of the horizons, as it was estimated last, [n]
 
 
 def train_adaptively(
@@ -51,8 +51,10 @@ def train_adaptively(
     last three: D_n / D_{n−1} = β^a (1 − β^b) / (1 − β^a), with a = K_{n−1} − K_{n−2}. Where it does not decay, or no
     bias is tolerable, the longest horizon is taken.
 
-    What is measured is the credit as it arrives in the params: its norms bound the bias of a horizon from above, more
-    closely than those of ∂ℓ_s/∂h_{s−k} do, on which `diagnostics.suggest_k2` goes.
+    What is measured is the credit as it arrives in the params, which is closer than the norms of ∂ℓ_s/∂h_{s−k}, on
+    which `diagnostics.suggest_k2` goes. All of it is of the chunk: the bias is that beside the gradient of the chunk,
+    which has nothing of the steps before it, and little of lags near its length, so that with horizons up to that all
+    credit seems to decay. Let chunks be longer where longer horizons should be told of.
 
     Args:
         gradient_of: of a horizon a gradient function with respect to the params, such as
@@ -60,7 +62,7 @@ def train_adaptively(
         optimizer: of optax.
         horizons: K_1 < … < K_n, three at least.
         tolerance: the relative bias allowed, between 0 and 1.
-        every: updates from one estimate to the next. An estimate takes the time of all n gradients.
+        every: updates from one estimate to the next. An update with an estimate takes the time of n + 1 gradients.
         skip_nonfinite: as for `train_step`.
 
     Returns:
@@ -94,6 +96,8 @@ def train_adaptively(
     def begin(
         params: PyTree, state: PyTree, xs: PyTree = None, targets: PyTree = None, key: jax.Array | None = None
     ) -> TrainState:
+        if key is not None:
+            raise ValueError(f"key: found {describe(key)}, expected None: nothing is drawn")
         longest = jnp.asarray(steps[-1], jnp.int32)
         return init(params, optimizer, Adaptive(arrays("state", state), longest, jnp.full(len(steps), jnp.inf)))
 
@@ -102,9 +106,10 @@ def train_adaptively(
     ) -> tuple[TrainState, Metrics]:
         check_train_state(train_state)
         carry = train_state.carry
-        if not isinstance(carry, Adaptive):
+        if not isinstance(carry, Adaptive) or carry.bias.shape != (len(steps),):
+            found = f"one of {carry.bias.size} horizons" if isinstance(carry, Adaptive) else type(carry).__name__
             raise TypeError(
-                f"train_state.carry: found {type(carry).__name__}, expected an Adaptive; the init that "
+                f"train_state.carry: found {found}, expected an Adaptive of {len(steps)} horizons; the init that "
                 "train_adaptively returns with the update makes it"
             )
         given = {name: value for name, value in (("mask", mask), ("reset", reset)) if value is not None}
@@ -136,7 +141,7 @@ def _measured(
     """
     n, known = len(horizons), np.asarray(horizons)
     zeros = jax.tree.map(lambda leaf: full(leaf.shape, leaf.dtype, varying(leaf)), jax.eval_shape(of_place, 0))
-    at_present = jnp.argmax(jnp.asarray(known) == carry.horizon)
+    at_present = jnp.minimum(jnp.searchsorted(jnp.asarray(known), carry.horizon), n - 1)
 
     def chosen_by(bias: jax.Array) -> jax.Array:
         enough = bias <= tolerance

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_like
+from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.checks.options import describe
 from jax_bptt.engine.flatten import Call
-from jax_bptt.engine.leaves import is_key
 from jax_bptt.engine.schedule import Schedule
-from jax_bptt.engine.windows import without_leading
 from jax_bptt.model import Loss, PyTree, Step
-from jax_bptt.training.updates import Metrics, Online, Steps, Stream, TrainState, check_train_state, init
+from jax_bptt.training.stream import check_chunk_like, empty_steps, join_steps
+from jax_bptt.training.updates import OF_STREAMS, Metrics, Online, Steps, Stream, TrainState, check_train_state, init
 
 
 def update_by_windows(
@@ -83,13 +82,6 @@ def update_by_windows(
     return Online(begin, update)
 
 
-def join_steps(kept: Steps, new: Steps, shape: tuple[int, ...]) -> Steps:
-    """The steps kept of a stream and after them the new ones, `[k1, B, …]`."""
-    mask = jnp.ones(shape) if new.mask is None else new.mask.astype(float)
-    new = new._replace(mask=mask, reset=jnp.zeros(shape, bool) if new.reset is None else new.reset)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, new)
-
-
 def _while_live(call: Call, state: PyTree, live: jax.Array, kept: int) -> Call:
     """A call whose first steps, those that are not live, leave the state alone, whatever their inputs are."""
 
@@ -102,33 +94,11 @@ def _while_live(call: Call, state: PyTree, live: jax.Array, kept: int) -> Call:
     return call._replace(step=step, state=state, xs=(xs, jnp.broadcast_to(live[:, None], (call.steps, *call.batch))))
 
 
-def empty_steps(state: PyTree, xs: PyTree, targets: PyTree, kept: int, why: str) -> Steps:
-    """So many steps in the place of those of a stream of which nothing was read yet."""
-
-    def like(name: str, tree: PyTree) -> PyTree:
-        if tree is None:
-            raise TypeError(f"{name}: found None, expected those of a chunk, since {why}")
-        for leaf in jax.tree.leaves(tree):
-            if jnp.ndim(leaf) < 2:
-                raise ValueError(f"{name}: found shape {jnp.shape(leaf)}, expected [T, B, …]")
-        return jax.tree.map(lambda a: _zeros(kept, jnp.asarray(a)), tree)
-
-    xs, targets, shape = like("xs", xs), like("targets", targets), (kept, jax.tree.leaves(state)[0].shape[0])
-    return Steps(xs, targets, jnp.zeros(shape), jnp.zeros(shape, bool))
-
-
-def _zeros(steps: int, a: jax.Array) -> jax.Array:
-    """`[steps, B, …]` like `a`; copies of its first step where there are no zeros of its kind: PRNG keys."""
-    if is_key(a):
-        return jnp.broadcast_to(a[:1], (steps, *a.shape[1:]))
-    return jnp.zeros((steps, *a.shape[1:]), a.dtype)
-
-
 def _check_carry(carry: PyTree, xs: PyTree, targets: PyTree, kept: int) -> PyTree:
     """The recurrent state in the carry, which fits the chunk that comes next."""
     expected, than = ("a Stream", "more") if kept else ("a recurrent state", "no more")
-    if isinstance(carry, Stream) != bool(kept):
-        found = "a recurrent state" if kept else "a Stream"
+    if isinstance(carry, OF_STREAMS) != bool(kept) or isinstance(carry, OF_STREAMS[1:]):
+        found = type(carry).__name__ if isinstance(carry, OF_STREAMS) else "a recurrent state"
         raise TypeError(
             f"train_state.carry: found {found}, expected {expected}, since k2 + burn_in is {than} than k1; the "
             "init that train_online returns with the update makes it"
@@ -142,14 +112,3 @@ def _check_carry(carry: PyTree, xs: PyTree, targets: PyTree, kept: int) -> PyTre
         )
     check_chunk_like(carry.kept, xs, targets)
     return carry.state
-
-
-def check_chunk_like(kept: Steps, xs: PyTree, targets: PyTree) -> None:
-    """That the steps of a chunk are like those that were kept of the one before."""
-    for name, before, found in (("xs", kept.xs, xs), ("targets", kept.targets, targets)):
-        check_like(
-            without_leading(arrays(name, found), 1),
-            without_leading(before, 1),
-            lambda path, name=name: f"{name}{jax.tree_util.keystr(path or ())}: found",
-            f"(without the time axis) as in train_state.carry.kept.{name}",
-        )

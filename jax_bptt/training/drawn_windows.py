@@ -8,7 +8,7 @@ on average the gradient is that of all the windows that are kept. What was not d
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,8 @@ from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.leaves import accumulator
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.model import Loss, PyTree, Step
-from jax_bptt.training.by_windows import check_chunk_like, empty_steps, join_steps
-from jax_bptt.training.updates import Metrics, Online, Steps, TrainState, check_train_state, init
-
-
-class DrawnStream(NamedTuple):
-    """What of a stream the next update may go back over: R windows of k1 steps, the next one included."""
-
-    states: PyTree  # before each of the R − 1 windows kept, and before the next: [R, B, …]
-    read: jax.Array  # how many of the windows kept are of the stream: all R − 1, but at its beginning; an int32 scalar
-    kept: Steps  # [(R − 1)·k1, B, …]
-    key: jax.Array
+from jax_bptt.training.stream import check_chunk_like, empty_steps, join_steps
+from jax_bptt.training.updates import DrawnStream, Metrics, Online, Steps, TrainState, check_train_state, init
 
 
 def update_drawn_windows(

@@ -58,8 +58,8 @@ def train_online(
     With `cut` it is drawn how far back an update goes, of all examples together: over each boundary between windows of
     k1 steps with probability 1 − cut, and no further than k2 steps, a multiple of k1. δ is multiplied by 1/(1 − cut)
     there, so that on average the gradient is that of all k2 steps; where that is long enough to hold all credit, the
-    exact one. Each update runs the steps that it goes back over, k1/cut on average, forwards and backwards, from the
-    state that was reached before them; the carry keeps the states and steps of k2.
+    exact one. Each update runs the steps that it goes back over, at most k1/cut on average, forwards and backwards,
+    from the state that was reached before them; the carry keeps the states and steps of k2.
 
     With `forward` no window is kept and k2 is not given: the gradient of the last k1 losses is carried forwards in
     time, how far back their credit travels being for it to say, and the state is the one that was reached.

@@ -25,8 +25,9 @@ class TrainState(NamedTuple):
     params: PyTree
     opt_state: optax.OptState
     carry: PyTree
-    """The recurrent state at the end of what was read, of `[B, …]`; a `Stream`, for online training with k2 > k1; or
-    what a gradient that is carried forwards in time hands on."""
+    """The recurrent state at the end of what was read, of `[B, …]`; a `Stream`, for online training with k2 > k1, a
+    `DrawnStream` where it is drawn how far back an update goes, an `Adaptive` where the horizon adapts; or what a
+    gradient that is carried forwards in time hands on."""
     step: jax.Array  # how many updates there were, those that were skipped included; an int32 scalar
 
 
@@ -55,6 +56,27 @@ class Stream(NamedTuple):
     state: PyTree  # the state before the steps kept here, [B, …]: where the next window, or its burn-in, begins
     read: jax.Array  # how many of the steps kept here are of the stream: all R, but at its beginning; an int32 scalar
     kept: Steps
+
+
+class DrawnStream(NamedTuple):
+    """What of a stream the next update may go back over: R windows of k1 steps, the next one included."""
+
+    states: PyTree  # before each of the R − 1 windows kept, and before the next: [R, B, …]
+    read: jax.Array  # how many of the windows kept are of the stream: all R − 1, but at its beginning; an int32 scalar
+    kept: Steps  # [(R − 1)·k1, B, …]
+    key: jax.Array
+
+
+class Adaptive(NamedTuple):
+    """What adaptive truncation hands on from chunk to chunk."""
+
+    state: PyTree  # the recurrent state at the end of what was read, [B, …]
+    horizon: jax.Array  # that is trained with, in steps; an int32 scalar
+    bias: jax.Array  # b of each of the horizons, as it was estimated last, [n]
+
+
+OF_STREAMS = (Stream, DrawnStream, Adaptive)
+"""Carries that hold more than a recurrent state, each for one way of training."""
 
 
 class Update(Protocol):
@@ -123,8 +145,12 @@ def train_step(
         train_state: TrainState, xs: PyTree, targets: PyTree, *, mask: Any = None, reset: Any = None
     ) -> tuple[TrainState, Metrics]:
         check_train_state(train_state)
-        if isinstance(train_state.carry, Stream):
-            raise TypeError("train_state.carry: found a Stream, which is for train_online, expected a recurrent state")
+        if isinstance(train_state.carry, OF_STREAMS):
+            found, of = (
+                type(train_state.carry).__name__,
+                "adaptively" if isinstance(train_state.carry, Adaptive) else "online",
+            )
+            raise TypeError(f"train_state.carry: found a {found}, which is for train_{of}, expected a recurrent state")
         given = {name: value for name, value in (("mask", mask), ("reset", reset)) if value is not None}
         (loss, carry), grads = gradient(train_state.params, train_state.carry, xs, targets, **given)
         found, expected = jax.tree.structure(grads), jax.tree.structure(train_state.params)

@@ -18,18 +18,18 @@ import jax
 
 from jax_bptt import plots
 
-from . import tables, zoo
+from . import shapes, tables, zoo
 from .measure import Measured, measure, product_rate
 
 TABLES = {
-    "exact": (tables.exact, tables.SHAPES),
-    "boundaries": (tables.boundaries, tables.SHAPES + tables.LONG),
-    "interop": (tables.interop, tables.SHAPES),
-    "chunked": (tables.chunked, tables.TRUNCATED),
-    "overlapping": (tables.overlapping, tables.TRUNCATED),
-    "training": (tables.training, tables.STREAMS),
+    "exact": (tables.exact, shapes.SHAPES),
+    "boundaries": (tables.boundaries, shapes.SHAPES + shapes.LONG),
+    "interop": (tables.interop, shapes.SHAPES),
+    "chunked": (tables.chunked, shapes.TRUNCATED),
+    "overlapping": (tables.overlapping, shapes.TRUNCATED),
+    "training": (tables.training, shapes.STREAMS),
 }
-DEVICE_TABLES = {"device": (tables.on_a_device, tables.ON_A_DEVICE), "chunked": (tables.chunked, tables.ON_A_DEVICE)}
+DEVICE_TABLES = {"device": (tables.on_a_device, shapes.ON_A_DEVICE), "chunked": (tables.chunked, shapes.ON_A_DEVICE)}
 LARGEST_DIFFERENCE = {"cpu": 1e-5}
 """Of two gradients, by platform; elsewhere products are of lower precision by default."""
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=TABLES, help="which tables; all by default")
     parser.add_argument("--device", action="store_true", help="those for a GPU or TPU, and the zoo, on what JAX finds")
     parser.add_argument(
-        "--cells", nargs="+", choices=tables.CELLS, default=list(tables.CELLS), help="which cells; all by default"
+        "--cells", nargs="+", choices=shapes.CELLS, default=list(shapes.CELLS), help="which cells; all by default"
     )
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that everything runs and agrees")
     parser.add_argument("--repeats", type=int, default=7, help="how often each is timed (default 7)")
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine = _machine() | {"product_gflops": round(rate / 1e9, 1)}
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
     found = []
-    for make, shapes in chosen.values():
-        for row in make(tables.QUICK if options.quick else shapes, options.cells):
+    for make, of in chosen.values():
+        for row in make(shapes.QUICK if options.quick else of, options.cells):
             measured = measure(row.contenders, repeats)
             record = _record(row, measured, rate)
             if not found or record["table"] != found[-1]["table"]:

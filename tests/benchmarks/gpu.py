@@ -1,7 +1,8 @@
 """python -m tests.benchmarks.gpu: the cells, and what is solved at once, timed on a GPU in a few minutes.
 
 Exact gradients by ours, by `jax.grad` of `lax.scan` and of `lax.scan(unroll=8)`, and of the latter with the products
-of inputs and outputs taken out by hand. All programs are compiled side by side first, then timed in turns.
+of inputs and outputs taken out by hand; and by `jb.artbp`, of which nothing is cut. All programs are compiled side by
+side first, so that the seconds it took are more than one takes alone, then timed in turns.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import jax_bptt as jb
 from . import peers
 from .kinds import kinds
 from .measure import Contender, compiled, measure
-from .tables import CELLS, ON_A_DEVICE, QUICK
+from .shapes import CELLS, ON_A_DEVICE, QUICK
 
 STEPS, ROWS = (512, 2048, 4096), 4
 """T and B of what is solved at once, with as many units as of the cells' first shape."""

@@ -26,6 +26,7 @@ SYMBOLS, SHORTEST, LONGEST = 8, 5, 9
 T, B, H = 40, 32, 64
 K1, HORIZONS = 5, (5, 10, 20, 40)
 TOLERANCE, EVERY, UPDATES = 0.7, 100, 2_000
+"""(Theirs were 0.1, 0.5 and 0.9. The gradients of a batch have noise in them, which counts as bias.)"""
 HELD_OUT = 64
 """Chunks."""
 CELL = jb.cells.gru(SYMBOLS + LONGEST - SHORTEST + 1, H, SYMBOLS, output_bias=True)
@@ -100,13 +101,12 @@ def run(tell: Tell) -> Result:
     too_short, enough = (runs[f"K = {K}"].perplexity for K in (5, 10))
     lengths = f"K = 5 is too short, K = 10 is enough: perplexity {too_short:.3f} and {enough:.3f}"
     as_good = f"adaptive, {adaptive.perplexity:.3f}, within 5 % of the best, {best}, {runs[best].perplexity:.3f}"
-    work = (
-        f"at no more work: δ run over {adaptive.work:.1f} steps a window, estimates included, and {runs[best].work:.0f}"
-    )
+    good = [of.work for of in fixed.values() if of.perplexity < 1.05 * runs[best].perplexity]
+    work = f"at no more work: δ run over {adaptive.work:.1f} steps a window with estimates; of those as good {good}"
     claims = {
         lengths: too_short > 1.5 > 1.2 > enough,
         as_good: adaptive.perplexity < 1.05 * runs[best].perplexity,
-        work: adaptive.work <= runs[best].work,
+        work: adaptive.work <= min(good),
     }
     rows = [("horizon", "perplexity, held out", "steps of δ a window")]
     rows += [(name, f"{of.perplexity:.3f}", f"{of.work:.1f}") for name, of in runs.items()]

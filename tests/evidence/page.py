@@ -61,7 +61,7 @@ def write(entries: Sequence[Entry], folder: Path) -> Path:
         title, _, about = (module.__doc__ or "").partition("\n\n")
         result.figure.savefig(folder / f"{name}.png", dpi=120)
         head, *rows = ("| " + " | ".join(row) + " |" for row in result.rows)
-        lines += ["", f"## {title.strip().rstrip('.')}", "", about.strip(), "", head]
+        lines += ["", f"## {title.strip().rstrip('.')}", "", about.strip("\n"), "", head]
         lines += ["|" + " --- |" * len(result.rows[0]), *rows, ""]
         lines += [f"* {claim}" if seen else f"* NOT SEEN: {claim}" for claim, seen in result.claims.items()]
         lines += [

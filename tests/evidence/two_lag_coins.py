@@ -62,7 +62,7 @@ def run(tell: Tell) -> Result:
         rows.append(
             (f"k1 = k2 = {k}", str(units), ", ".join(f"{one:.4f}" for one in found), lags, f"{floors[lags]:.4f}")
         )
-        claims[f"k1 = k2 = {k} learns {lags}: {middle:.4f} nats, the median of {SEEDS}, and no network more"] = (
+        claims[f"k1 = k2 = {k} learns {lags}: {middle:.4f} nats, the median of {SEEDS}, and none learns more"] = (
             abs(middle - floors[lags]) < TOLERANCE and min(found) > floors[lags] - TOLERANCE
         )
     for k2, lags in HORIZONS.items():

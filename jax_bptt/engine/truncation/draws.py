@@ -21,21 +21,19 @@ def boundaries(steps: int, k1: int, burn_in: int) -> range:
 def draw_gates(key: jax.Array, cut: Sequence[float], call: Call, k1: int, burn_in: int) -> jax.Array:
     """The gates of all steps of a call, `[T, B]`: those at boundaries drawn, all others 1.
 
-    An example's are drawn of the key and its place in the batch, so that they are the same where the batch is divided
-    among devices.
+    They are drawn for the whole batch, and are the same where that is divided among devices.
 
     Args:
         cut: the probability of a cut at each of the boundaries.
     """
     given, (batch,) = arrays_of(call)[0] | {"params": None}, call.batch
-    data, dtype, at = axes_of(given), accumulator(call.loss_dtype), np.asarray(boundaries(call.steps, k1, burn_in))
-    first = batch * jax.lax.axis_index(tuple(sorted(data))) if data else 0
+    data, dtype, at = axes_of(given), accumulator(call.loss_dtype), np.asarray(boundaries(call.steps, k1, burn_in), int)
     handed = jnp.asarray(1 - np.asarray(cut, np.float64), dtype)
-
-    def of_example(example: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, example), handed)
-
-    drawn = jax.vmap(of_example)(first + jnp.arange(batch)).T  # [boundaries, B]
+    axes = tuple(sorted(data))
+    everyone = batch * jax.lax.psum(1, axes) if axes else batch
+    drawn = jax.random.bernoulli(key, jnp.broadcast_to(handed[:, None], (len(at), everyone)))
+    if axes:
+        drawn = jax.lax.dynamic_slice_in_dim(drawn, batch * jax.lax.axis_index(axes), batch, axis=1)
     gates = jnp.where(drawn, (1 / handed)[:, None], jnp.zeros((), dtype))
     return vary(jnp.ones((call.steps, batch), dtype), data).at[at].set(gates)
 
