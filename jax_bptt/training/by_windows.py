@@ -98,7 +98,7 @@ def _check_carry(carry: PyTree, xs: PyTree, targets: PyTree, kept: int) -> PyTre
     """The recurrent state in the carry, which fits the chunk that comes next."""
     expected, than = ("a Stream", "more") if kept else ("a recurrent state", "no more")
     if isinstance(carry, OF_STREAMS) != bool(kept) or isinstance(carry, OF_STREAMS[1:]):
-        found = type(carry).__name__ if isinstance(carry, OF_STREAMS) else "a recurrent state"
+        found = f"a {type(carry).__name__}" if isinstance(carry, OF_STREAMS) else "a recurrent state"
         raise TypeError(
             f"train_state.carry: found {found}, expected {expected}, since k2 + burn_in is {than} than k1; the "
             "init that train_online returns with the update makes it"

@@ -26,7 +26,7 @@ def empty_steps(state: PyTree, xs: PyTree, targets: PyTree, kept: int, why: str)
                 raise ValueError(f"{name}: found shape {jnp.shape(leaf)}, expected [T, B, …]")
         return jax.tree.map(lambda a: _zeros(kept, jnp.asarray(a)), tree)
 
-    if kept and xs is None and targets is None:
+    if xs is None and targets is None:
         raise TypeError(f"xs: found None, expected those of a chunk, since {why}")
     xs, targets, shape = like("xs", xs), like("targets", targets), (kept, jax.tree.leaves(state)[0].shape[0])
     return Steps(xs, targets, jnp.zeros(shape), jnp.zeros(shape, bool))

@@ -95,6 +95,18 @@ def test_chunks_are_pieces_of_one_stream():
     assert difference(jnp.concatenate(losses), metrics.loss) < 1e-12
 
 
+@pytest.mark.parametrize("options", [{"cut": 0.5}, {}])
+def test_a_loss_without_targets_and_windows_that_reach_no_further_than_they_are_long(options):
+    problem, args, _ = stream()
+    for k2 in (3, 9):
+        online = jb.training.train_online(problem.model, lambda y, _: y.sum(), optax.sgd(0.1), 3, k2, **options)
+        key = {"key": jax.random.key(0)} if options else {}
+        begin = online.init(args.params, args.state, args.xs, **key)
+        after, metrics = jax.jit(online.update)(begin, args.xs, None)
+        assert int(after.step) == 5
+        assert np.isfinite(metrics.loss).all()
+
+
 def online_of(*k, **options):
     problem = PROBLEMS["elman"]
     return jb.training.train_online(problem.model, problem.loss, optax.sgd(0.1), *k, **options)

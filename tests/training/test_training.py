@@ -348,7 +348,6 @@ CHUNK = ARGS.xs, ARGS.targets
         (lambda: jb.training.train_online(MODEL, LOSS, "adam", 2, 2), TypeError, "optimizer: found 'adam' of type str"),
         (lambda: jb.training.train_step(3, SGD), TypeError, "gradient: found 3 of type int, expected a function"),
         (lambda: begin(2, 4), TypeError, "xs: found None, expected those of a chunk, since k2 .* is more than k1"),
-        (lambda: begin(2, 4, ARGS.xs), TypeError, "targets: found None, expected those of a chunk"),
         (lambda: begin(2, 5, np.ones(3), ARGS.targets), ValueError, r"xs: found shape \(3,\), expected \[T, B, …\]"),
         (lambda: jb.training.train_online(MODEL, LOSS, SGD, 4, 2), ValueError, "k2: found 2, expected at least k1 = 4"),
         (lambda: jb.training.train_online(MODEL, LOSS, SGD, 2, 2, burn_in=-1), ValueError, "burn_in: found -1"),
