@@ -199,8 +199,8 @@ _TEXT: dict[str, list[Option]] = {
         ("--k2", _count, _UNTOLD, "N",
          "steps that a window's losses travel back at most, at least --k1 (default: --k1)"),
         ("--adaptive", _share, _UNTOLD, "TOLERANCE",
-         f"shortest horizon whose relative bias is at most that, anew every {ADAPT_EVERY} chunks, of --k1, "
-         f"2 --k1, 4 --k1 and so on up to --chunk; then --k1 is {ADAPTIVE_K1} by default (default: one horizon, --k2)"),
+         f"the shortest horizon whose relative bias is at most that, chosen anew every {ADAPT_EVERY} chunks among --k1 "
+         f"(then {ADAPTIVE_K1} if not told), 2 --k1, 4 --k1 and so on up to --chunk (default: none adapts, it is --k2)"),
         ("--exact", bool, _UNTOLD, "",
          "no truncation inside a chunk: all credit travels back to its beginning (default: truncated)"),
     ],
