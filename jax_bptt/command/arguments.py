@@ -200,7 +200,7 @@ _TEXT: dict[str, list[Option]] = {
          "steps that a window's losses travel back at most, at least --k1 (default: --k1)"),
         ("--adaptive", _share, _UNTOLD, "TOLERANCE",
          f"the shortest horizon whose relative bias is at most that, chosen anew every {ADAPT_EVERY} chunks among --k1 "
-         f"(then {ADAPTIVE_K1} if not told), 2 --k1, 4 --k1 and so on up to --chunk (default: none adapts, it is --k2)"),
+         f"(then {ADAPTIVE_K1} if not told), 2 --k1, 4 --k1 and so on up to --chunk (default: none, it is --k2)"),
         ("--exact", bool, _UNTOLD, "",
          "no truncation inside a chunk: all credit travels back to its beginning (default: truncated)"),
     ],
