@@ -41,13 +41,13 @@ def test_the_bias_of_credit_that_ends_or_does_not_decay():
 
 @pytest.mark.parametrize("tolerance", [0.05])
 def test_it_is_a_loop_of_updates_with_the_horizon_that_the_gradients_tell(tolerance):
-    args = arguments(PROBLEM, 4, 24, 3)
+    args = arguments(PROBLEM, 4, 12, 3)
     online, optimizer = adaptive(tolerance), optax.sgd(0.1)
     train_state = online.init(args.params, args.state)
     by_hand, update, horizon = jb.training.init(args.params, optimizer, args.state), jax.jit(online.update), None
     of = [jax.jit(jb.reference.truncated_bptt(PROBLEM.model, PROBLEM.loss, 2, K, reduction="mean")) for K in HORIZONS]
-    for i in range(5):
-        call = args.xs + i, args.targets, np.ones((24, 3)), None
+    for i in range(4):
+        call = args.xs + i, args.targets, np.ones((12, 3)), None
         if i % 3 == 0:
             grads = [g(by_hand.params, by_hand.carry, *call)[1] for g in of]
             steps = [optax.tree.norm(optax.tree.sub(b, a)) for a, b in itertools.pairwise(grads)]
