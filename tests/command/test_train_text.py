@@ -79,23 +79,17 @@ def test_online_training_and_its_log(small_text, tmp_path):
     assert float(told[0]) == pytest.approx(np.mean(bits), abs=1e-3)
 
 
-def test_a_horizon_that_adapts_is_told_logged_drawn_and_gone_on_with(small_text, tmp_path):
-    arguments = ["--text", small_text, *SMALL, "--adaptive", "0.3", "--steps", "12", "--log", "log.jsonl"]
-    done = run(*arguments, "--checkpoint", "kept", "--every", "6", "--devices", "2", "--batch", "16", cwd=tmp_path)
+def test_a_horizon_that_adapts_is_told_logged_and_drawn(small_text, tmp_path):
+    arguments = ["--text", small_text, *SMALL, "--cell", "elman", "--adaptive", "0.3", "--steps", "8"]
+    done = run(*arguments, "--devices", "1", "--log", "log.jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "truncated, k1 = 4, k2 = 16, the longest horizon" in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    horizons = [line["horizon"] for line in lines]
-    assert set(horizons) <= {4, 8, 16}
-    assert f"horizons chosen: {horizons[0]} steps in 12 chunks" in done.stdout  # chosen anew every 100
+    (horizon,) = {line["horizon"] for line in lines}  # chosen anew every 100
+    assert horizon in (4, 8, 16)
+    assert f"horizons chosen: {horizon} steps in 8 chunks" in done.stdout
     assert imread(tmp_path / "jax_bptt_report.png").shape[:2] == (630, 2400)
-    (tmp_path / "kept" / "12").rename(tmp_path / "12")  # as if it had been interrupted
-    again = run(*arguments, "--checkpoint", "kept", "--resume", "--devices", "2", "--batch", "16", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "going on from step 6 of 12" in again.stdout
-    assert held_out(again.stdout) == held_out(done.stdout)
-    assert f"horizons chosen: {horizons[0]} steps in 12 chunks" in again.stdout
 
 
 def test_a_seed_repeats_a_run(small_text, tmp_path):
