@@ -12,7 +12,7 @@ gradient accumulation are the optimiser's: `optax.chain(optax.clip_by_global_nor
 
     updates      what training changes, and one update of it
     online       an update every k1 steps, in one of three ways, each in a room of its own: by_windows, drawn_windows,
-                 forwards; stream: what the first two keep
+                 forwards; stream: how each of them reads
     adaptive     an update per chunk, with a horizon that adapts
     evaluation   the loss of a long sequence
 """

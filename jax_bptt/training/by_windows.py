@@ -1,6 +1,8 @@
 """Online training window by window: an update by the gradient of the k2 steps that end with the newest k1.
 
-stored state → burn-in → window → update → the state with which the next window begins
+    stored state → burn-in → window → update → the state with which the next window begins
+
+Where a window reaches back before the chunk, the carry keeps the steps that it needs.
 """
 
 from collections.abc import Callable
@@ -11,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_bptt.checks.arguments import Arguments, check_call
+from jax_bptt.checks.arguments import Arguments
 from jax_bptt.checks.options import describe
 from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.model import Loss, PyTree, Step
-from jax_bptt.training.stream import check_chunk_like, empty_steps, join_steps
+from jax_bptt.training.stream import check_chunk, check_chunk_like, empty_steps, join_steps, scan_updates
 from jax_bptt.training.updates import OF_STREAMS, Metrics, Online, Steps, Stream, TrainState, check_train_state, init
 
 
@@ -52,15 +54,12 @@ def update_by_windows(
     ) -> tuple[TrainState, Metrics]:
         check_train_state(train_state)
         state = _check_carry(train_state.carry, xs, targets, kept)
-        call = check_call(step, loss, Arguments(train_state.params, state, xs, targets, mask, reset), argnums=(0,))
-        if call.steps % k1:
-            raise ValueError(f"xs: found {call.steps} time steps, expected a multiple of k1 = {k1}, one update each")
+        arguments = Arguments(train_state.params, state, xs, targets, mask, reset)
+        call = check_chunk(step, loss, arguments, k1)
 
         def window(old: TrainState, new: Steps) -> tuple[TrainState, Metrics]:
-            steps, live = (
-                (join_steps(old.carry.kept, new, (k1, *call.batch)) if kept else new),
-                jnp.ones(kept + k1, bool),
-            )
+            steps = join_steps(old.carry.kept, new, (k1, *call.batch)) if kept else new
+            live = jnp.ones(kept + k1, bool)
             of_window = call._replace(params=old.params, state=old.carry, steps=kept + k1, **steps._asdict())
             if kept:
                 live = jnp.arange(kept + k1) >= kept - old.carry.read
@@ -75,9 +74,7 @@ def update_by_windows(
                 carry = Stream(carry, read, jax.tree.map(lambda a: a[k1:], steps))
             return update_of(old, value, carry, grads)
 
-        steps = Steps(call.xs, call.targets, call.mask, call.reset)
-        windows = jax.tree.map(lambda a: a.reshape(a.shape[0] // k1, k1, *a.shape[1:]), steps)
-        return jax.lax.scan(window, train_state, windows)
+        return scan_updates(window, train_state, Steps(call.xs, call.targets, call.mask, call.reset), k1)
 
     return Online(begin, update)
 

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_key
+from jax_bptt.checks.arguments import Arguments, arrays, check_key
 from jax_bptt.engine import schedule
 from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.leaves import accumulator
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.model import Loss, PyTree, Step
-from jax_bptt.training.stream import check_chunk_like, empty_steps, join_steps
+from jax_bptt.training.stream import check_chunk, check_chunk_like, empty_steps, join_steps, scan_updates
 from jax_bptt.training.updates import DrawnStream, Metrics, Online, Steps, TrainState, check_train_state, init
 
 
@@ -53,9 +53,8 @@ def update_drawn_windows(
     ) -> tuple[TrainState, Metrics]:
         check_train_state(train_state)
         state = _check_carry(train_state.carry, most, k1, xs, targets)
-        call = check_call(step, loss, Arguments(train_state.params, state, xs, targets, mask, reset), argnums=(0,))
-        if call.steps % k1:
-            raise ValueError(f"xs: found {call.steps} time steps, expected a multiple of k1 = {k1}, one update each")
+        arguments = Arguments(train_state.params, state, xs, targets, mask, reset)
+        call = check_chunk(step, loss, arguments, k1)
 
         def window(old: TrainState, new: Steps) -> tuple[TrainState, Metrics]:
             carry: DrawnStream = old.carry
@@ -70,9 +69,7 @@ def update_drawn_windows(
             read, kept = jnp.minimum(carry.read + 1, most - 1), jax.tree.map(lambda a: a[k1:], steps)
             return update_of(old, value, DrawnStream(states, read, kept, key), grads)
 
-        steps = Steps(call.xs, call.targets, call.mask, call.reset)
-        windows = jax.tree.map(lambda a: a.reshape(a.shape[0] // k1, k1, *a.shape[1:]), steps)
-        return jax.lax.scan(window, train_state, windows)
+        return scan_updates(window, train_state, Steps(call.xs, call.targets, call.mask, call.reset), k1)
 
     return Online(begin, update)
 

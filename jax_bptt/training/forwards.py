@@ -11,6 +11,7 @@ from jax_bptt.checks.arguments import arrays
 from jax_bptt.checks.options import describe
 from jax_bptt.forward_mode.carried import Carry
 from jax_bptt.model import ForwardMode, PyTree
+from jax_bptt.training.stream import scan_updates
 from jax_bptt.training.updates import Metrics, Online, Steps, TrainState, check_train_state, init, train_step
 
 
@@ -46,7 +47,6 @@ def update_forwards(
         def window(old: TrainState, new: Steps) -> tuple[TrainState, Metrics]:
             return update_once(old, new.xs, new.targets, mask=new.mask, reset=new.reset)
 
-        windows = jax.tree.map(lambda a: a.reshape(length // k1, k1, *a.shape[1:]), steps)
-        return jax.lax.scan(window, train_state, windows)
+        return scan_updates(window, train_state, steps, k1)
 
     return Online(begin, update)

@@ -1,13 +1,37 @@
-"""The steps that online training keeps of a stream, for updates that go back before the chunk at hand."""
+"""A stream as online training reads it: chunk by chunk, in windows of k1 steps, of which some are kept.
+
+    chunk → windows → an update each, of a window and of what is kept of those before it
+
+What is kept is in the carry, and checked against the chunk that comes next.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.checks.arguments import arrays, check_like
+from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_like
+from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.leaves import is_key
 from jax_bptt.engine.windows import without_leading
-from jax_bptt.model import PyTree
-from jax_bptt.training.updates import Steps
+from jax_bptt.model import Loss, PyTree, Step
+from jax_bptt.training.updates import Metrics, Steps, TrainState
+
+
+def check_chunk(step: Step, loss: Loss, arguments: Arguments, k1: int) -> Call:
+    """A chunk of whole windows, checked."""
+    call = check_call(step, loss, arguments, argnums=(0,))
+    if call.steps % k1:
+        raise ValueError(f"xs: found {call.steps} time steps, expected a multiple of k1 = {k1}, one update each")
+    return call
+
+
+def scan_updates(
+    window: Callable[[TrainState, Steps], tuple[TrainState, Metrics]], train_state: TrainState, steps: Steps, k1: int
+) -> tuple[TrainState, Metrics]:
+    """The updates of a chunk, one for each window of k1 steps."""
+    windows = jax.tree.map(lambda a: a.reshape(a.shape[0] // k1, k1, *a.shape[1:]), steps)
+    return jax.lax.scan(window, train_state, windows)
 
 
 def join_steps(kept: Steps, new: Steps, shape: tuple[int, ...]) -> Steps:
