@@ -17,7 +17,7 @@ Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is
     forward_mode/      `rtrl`, the exact gradient forwards in time; `snap1`, `eprop`, `uoro`, which approximate it
     parallel           `data_parallel`: any of them over a batch divided among devices
     recurrence         `scan`, which takes the place of `lax.scan`; `unroll`, the same of a step of one example
-    reference          the same gradients by `jax.grad`
+    reference/         the same gradients by `jax.grad`
     model              the vocabulary: step, loss, cell, gradient function, options
     cells, losses      ready-made models and losses
     tuning             `tune`: the fastest way of computing a gradient, measured on the user's own arguments

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_bptt import reference
 from jax_bptt.checks.arguments import over_drawn_sequences
 from jax_bptt.checks.options import (
     check_argnums,
@@ -30,6 +29,7 @@ from jax_bptt.engine.passes import value_and_gradient
 from jax_bptt.engine.truncation.derivatives import derived_as
 from jax_bptt.engine.truncation.draws import draw_gates, draw_horizon
 from jax_bptt.model import DrawnGradient, Loss, Losses, Model, PyTree, Reduction, Save, step_of
+from jax_bptt.reference.calls import telescope, through_gates
 
 
 def artbp(
@@ -86,7 +86,7 @@ def artbp(
     k1, _, context = check_truncation(k1, k1, "newest", context)
     cut = check_cut(cut)
     several = {"argnums": argnums, "reduction": reduction, "burn_in": burn_in, "context": context}
-    by_scan = functools.partial(reference.through_gates, **several)
+    by_scan = functools.partial(through_gates, **several)
 
     def by_hand(call: Call) -> tuple[tuple[jax.Array, PyTree], PyTree]:
         scheduled = schedule.exact(call.steps, burn_in, context=context)
@@ -150,7 +150,7 @@ def randomized_telescope(
     many, shares = check_horizons(horizons, probabilities, k1, losses)
     several: dict[str, Any] = {"losses": losses, "argnums": argnums, "reduction": reduction}
     several |= {"burn_in": burn_in, "context": context}
-    by_windows = functools.partial(reference.telescope, k1=k1, horizons=many, **several)
+    by_windows = functools.partial(telescope, k1=k1, horizons=many, **several)
 
     def by_hand(call: Call, drawn: jax.Array, scale: jax.Array) -> tuple[tuple[jax.Array, PyTree], PyTree]:
         def of_horizon(k2: int, call: Call) -> Any:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import jax
 
-from jax_bptt import reference
 from jax_bptt.checks.arguments import over_sequences
 from jax_bptt.checks.options import check_argnums, check_options, check_truncation
 from jax_bptt.engine import schedule
@@ -18,6 +17,7 @@ from jax_bptt.engine.flatten import Call
 from jax_bptt.engine.passes import value_and_gradient
 from jax_bptt.engine.truncation.derivatives import derived_as
 from jax_bptt.model import GradientFunction, Loss, Losses, Model, PyTree, Reduction, Save, step_of
+from jax_bptt.reference.calls import sum_of_windows
 
 
 def truncated_bptt(
@@ -87,7 +87,7 @@ def truncated_bptt(
     burn_in, asked = check_options(loss, reduction, burn_in, save, parallel=parallel, unroll=unroll)
     k1, k2, context = check_truncation(k1, k2, losses, context)
     several = {"losses": losses, "argnums": argnums, "reduction": reduction, "burn_in": burn_in, "context": context}
-    by_windows = functools.partial(reference.sum_of_windows, k1=k1, k2=k2, **several)
+    by_windows = functools.partial(sum_of_windows, k1=k1, k2=k2, **several)
 
     @over_sequences(step, loss, argnums=chosen, burn_in=burn_in, context=context)
     def gradient(call: Call) -> tuple[tuple[jax.Array, PyTree], PyTree]:
