@@ -3,6 +3,7 @@
 It reads top to bottom, each room using those above it:
 
     graph               traced functions; the only door to JAX's jaxprs
+    primitives          which are products, elementwise, costly
     structure, blocks   which entries of a Jacobian can be other than zero; recursions of small blocks
     layout              transposes, done as late as they can be
     split               the step's four parts

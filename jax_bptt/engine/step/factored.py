@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.step.graph import Atom, Equation, Graph, Var, evaluate, interpret, is_zero, rows_first, shape_of
+from jax_bptt.engine.step.graph import Atom, Equation, Graph, Var, evaluate, interpret, rows_first, shape_of
+from jax_bptt.engine.step.primitives import is_zero
 
 Case = tuple[Any, int]
 """A predicate, and which of its values is meant."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 
-from jax_bptt.engine.step import graph
+from jax_bptt.engine.step import graph, primitives
 
 Order: TypeAlias = tuple[int, ...]
 
@@ -89,7 +89,7 @@ def _params_along(eqn: graph.Equation, order: Order) -> dict[str, Any] | None:
     name, params = eqn.primitive.name, eqn.params
     if graph.is_placed(eqn):
         return None
-    if graph.is_elementwise(eqn):
+    if primitives.is_elementwise(eqn):
         is_alike = graph.shape_of(eqn.outvars[0]).ndim == len(order)  # but for bits read as numbers of another width
         return params if is_alike else None
     if name in _REDUCTIONS:
@@ -107,7 +107,7 @@ def _spread(whole: graph.Graph) -> set[graph.Var]:
     for eqn in whole.equations:
         arrays = [a for a in graph.variables(eqn.invars) if graph.shape_of(a).ndim]
         is_broadcast = eqn.primitive.name == "broadcast_in_dim"
-        if is_broadcast or (graph.is_elementwise(eqn) and spread.issuperset(arrays)):
+        if is_broadcast or (primitives.is_elementwise(eqn) and spread.issuperset(arrays)):
             spread.update(eqn.outvars)
     return spread
 

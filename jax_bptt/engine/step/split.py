@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 
 from jax_bptt.engine.leaves import Leaves, split_list
-from jax_bptt.engine.step import graph
+from jax_bptt.engine.step import graph, primitives
 from jax_bptt.engine.step.layout import transpose_late
 from jax_bptt.model import PyTree, Step
 
@@ -86,7 +86,7 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
     S_new = [*S_new, *once]
 
     def is_opaque(outputs: Sequence[graph.Atom]) -> bool:
-        return any(map(graph.is_opaque, graph.backward_slice(whole, outputs, lambda v: level[v] <= 0)[0]))
+        return any(map(primitives.is_opaque, graph.backward_slice(whole, outputs, lambda v: level[v] <= 0)[0]))
 
     def at(variables: list[graph.Var], wanted: int) -> list[graph.Var]:
         return [v for v in variables if level[v] == wanted]
@@ -143,7 +143,7 @@ def _made_by_products(whole: graph.Graph, level: Mapping[graph.Var, int]) -> set
     made = set[graph.Var]()
     for eqn in whole.equations:
         moving = [v for v in eqn.outvars if level[v] > 0]
-        if moving and (graph.is_costly(eqn) or not made.isdisjoint(graph.variables(eqn.invars))):
+        if moving and (primitives.is_costly(eqn) or not made.isdisjoint(graph.variables(eqn.invars))):
             made.update(moving)
     return made
 

@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from jax_bptt.engine.step.graph import Atom, Equation, Graph, Var, is_elementwise, shape_of, variables
+from jax_bptt.engine.step.graph import Atom, Equation, Graph, Var, shape_of, variables
+from jax_bptt.engine.step.primitives import is_elementwise
 
 Units: TypeAlias = np.ndarray
 """Which unit along an axis of δ each element depends on, −1 for none; its axes are the element's, or of size 1."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jax_bptt.engine.leaves import Leaves, combine, differentiable, nbytes, only, split_list
-from jax_bptt.engine.step import graph
+from jax_bptt.engine.step import graph, primitives
 from jax_bptt.engine.step.pullback import Pullback
 from jax_bptt.engine.step.split import SplitStep
 from jax_bptt.model import Save
@@ -129,7 +129,7 @@ def _joint(
         saved=sum(map(graph.bytes_of, saved)),
         arrays=len(saved),
         contributions=_written(traced, bars_out[:n], level),
-        opaque=any(graph.is_opaque(eqn) and any(level[v] > 0 for v in graph.results(eqn)) for eqn in eqns),
+        opaque=any(primitives.is_opaque(eqn) and any(level[v] > 0 for v in graph.results(eqn)) for eqn in eqns),
     )
 
 
@@ -141,13 +141,13 @@ def _written(traced: graph.Graph, weights_bar: list[graph.Atom], level: dict[gra
     """
     eqns, _ = graph.backward_slice(traced, weights_bar, lambda v: level[v] < 3)
     summed, total, ends = set[graph.Var](), 0, set(graph.variables(weights_bar))
-    read_whole = ends | {v for eqn in eqns if not graph.is_elementwise(eqn) for v in graph.variables(eqn.invars)}
+    read_whole = ends | {v for eqn in eqns if not primitives.is_elementwise(eqn) for v in graph.variables(eqn.invars)}
     for eqn in eqns:
         made, read = graph.results(eqn), graph.variables(eqn.invars)
-        if graph.is_product(eqn) or not summed.isdisjoint(read):
+        if primitives.is_product(eqn) or not summed.isdisjoint(read):
             summed.update(made)
         elif eqn.primitive.name.startswith("scatter"):
             total += sum(graph.bytes_of(v) for v in read if level[v] == 3)
-        elif not graph.is_elementwise(eqn) or not read_whole.isdisjoint(made):
+        elif not primitives.is_elementwise(eqn) or not read_whole.isdisjoint(made):
             total += sum(map(graph.bytes_of, made))
     return total
