@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax_bptt.checks.arguments import over_sequences
 from jax_bptt.checks.options import check_argnums, check_options
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call, unflatten_like, vary_data
+from jax_bptt.engine.call import Call, vary_data
+from jax_bptt.engine.flatten import unflatten_like
 from jax_bptt.engine.passes import backpropagate, value_and_gradient
 from jax_bptt.model import GradientFunction, Loss, Model, OverSequences, PyTree, Reduction, Save, step_of
 

@@ -23,7 +23,7 @@ from jax_bptt.checks.options import (
     check_truncation,
 )
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import full, scaled, varying
 from jax_bptt.engine.passes import value_and_gradient
 from jax_bptt.engine.truncation.derivatives import derived_as

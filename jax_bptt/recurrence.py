@@ -17,18 +17,9 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax_bptt.checks.arguments import Arguments, check_automatic, check_call
 from jax_bptt.checks.options import check_computation, check_if_truncated
 from jax_bptt.engine import schedule
+from jax_bptt.engine.call import Call, arrays_of, close_step, vary_data
 from jax_bptt.engine.call_plan import plan_of, sums_lose_nothing
-from jax_bptt.engine.flatten import (
-    Call,
-    Reading,
-    Wanted,
-    arrays_of,
-    close_step,
-    flatten_call,
-    unflatten_like,
-    unflatten_state,
-    vary_data,
-)
+from jax_bptt.engine.flatten import Reading, Wanted, flatten_call, unflatten_like, unflatten_state
 from jax_bptt.engine.forward import Rows, read_rows, run_forward
 from jax_bptt.engine.leaves import Leaves, differentiable
 from jax_bptt.engine.objective import Objective

@@ -13,7 +13,7 @@ import jax
 from jax_bptt.checks.arguments import over_sequences
 from jax_bptt.checks.options import check_argnums, check_options, check_truncation
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.passes import value_and_gradient
 from jax_bptt.engine.truncation.derivatives import derived_as
 from jax_bptt.model import GradientFunction, Loss, Losses, Model, PyTree, Reduction, Save, step_of

@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jax_bptt.checks.options import check_count, describe
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.windows import without_leading
 from jax_bptt.model import Loss, OverDrawnSequences, OverSequences, PyTree, Step

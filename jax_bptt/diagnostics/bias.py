@@ -17,7 +17,7 @@ import numpy as np
 
 from jax_bptt.checks.arguments import check_finite, over_sequences
 from jax_bptt.checks.options import check_options, check_tolerance, check_truncation, describe
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import Leaves, divide
 from jax_bptt.engine.schedule import Grid
 from jax_bptt.exact import bptt

@@ -13,7 +13,8 @@ import numpy as np
 from jax_bptt.checks.arguments import check_finite, over_sequences
 from jax_bptt.checks.options import check_count, check_if_truncated, check_options
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call, flatten_call, unflatten_state
+from jax_bptt.engine.call import Call
+from jax_bptt.engine.flatten import flatten_call, unflatten_state
 from jax_bptt.engine.forward import allocate, rows_of, run_window
 from jax_bptt.engine.leaves import Leaves, add, divide, where, zeros
 from jax_bptt.engine.objective import objective_of

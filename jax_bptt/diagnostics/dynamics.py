@@ -17,7 +17,7 @@ import numpy as np
 
 from jax_bptt.checks.arguments import Arguments, check_call, check_finite
 from jax_bptt.checks.options import check_count
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import combine, differentiable
 from jax_bptt.model import Model, PyTree, Step, step_of
 

@@ -8,6 +8,7 @@ It reads top to bottom, each room using those above it:
     windows             time cut into windows
     schedule, plan      what is computed of a call, and how: every default
     outer_products      gradients of weights, sums over rows
+    call                a step, a loss and their arguments
     flatten             from a call to flat leaves, and back
     call_plan           the plan of a call, read off it
     objective           the losses as they count

@@ -1,7 +1,9 @@
 """From a call to what the passes work on, and back: flat leaves, and the step taken apart.
 
-flat  = flatten_call(call, wanted)      a recurrence, its state and inputs
-grads = unflatten_gradients(…)          cotangents of flat leaves in the structures of the user
+    flat  = flatten_call(call, wanted)      a recurrence, its state and inputs
+    grads = unflatten_gradients(…)          cotangents of flat leaves in the structures of the user
+
+The user's pytrees are seen here and nowhere below.
 """
 
 import itertools
@@ -13,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_bptt.engine.call import Call, shapes_of_one, vary_data
 from jax_bptt.engine.leaves import (
     Leaves,
-    axes_of,
     combine,
     concrete,
     differentiable,
@@ -25,70 +27,15 @@ from jax_bptt.engine.leaves import (
     nbytes,
     only,
     sum_like,
-    vary,
     varying,
     zeros,
 )
 from jax_bptt.engine.plan import TRANSPOSE_FROM, Solvable, default_bodies, is_small
 from jax_bptt.engine.platforms import Bodies
-from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.pullback import Ends, Pullback, only_forwards, split_pullback
 from jax_bptt.engine.step.split import SplitStep, split_step
-from jax_bptt.engine.windows import map_leading, vmap_leading, without_leading
-from jax_bptt.model import Loss, PyTree, Step
-
-
-class Call(NamedTuple):
-    """A step, a loss and the arguments that they are called with, checked; leaves are arrays."""
-
-    step: Step
-    loss: Loss | None
-    params: PyTree
-    state: PyTree  # [B, …]
-    xs: PyTree  # [T, B, …]
-    targets: PyTree  # [T, B, …]
-    mask: jax.Array | None  # [T, B], in the dtype of the loss
-    reset: jax.Array | None  # [T, B] of booleans
-    reset_state: PyTree  # [B, …]
-    steps: int  # T
-    batch: tuple[int, ...]  # (B,); () of a step that is written for all examples, whose arrays have no such axis
-    loss_dtype: Any  # none where there is no loss
-    reads: tuple[bool, ...] | None = None  # per leaf of the outputs: whether the loss depends on it; None: on all
-    gate: jax.Array | None = None  # [T, B], what δ is multiplied by where it is handed back to the step before
-
-
-ARRAYS = ("params", "state", "xs", "targets", "mask", "reset", "reset_state", "gate")
-"""Of a call, what it is run with."""
-
-
-def arrays_of(call: Call) -> tuple[dict[str, PyTree], Call]:
-    """What a call is run with, and the call without it: functions that close over arrays would keep tracers alive."""
-    return {name: getattr(call, name) for name in ARRAYS}, call._replace(**dict.fromkeys(ARRAYS))
-
-
-def vary_data(call: Call) -> Call:
-    """The call with all arrays but params varying along the same axes of a `shard_map`, if it is in one."""
-    given = arrays_of(call)[0]
-    axes = axes_of(given)
-    return call._replace(**jax.tree.map(lambda a: vary(a, axes), given | {"params": None}) | {"params": call.params})
-
-
-def shapes_of_one(call: Call) -> tuple[PyTree, PyTree, PyTree]:
-    """The shapes that the step of a call is run with: params, state, x."""
-    call, axes = vary_data(call), len(call.batch)
-    return without_leading(call.params, 0), without_leading(call.state, axes), without_leading(call.xs, 1 + axes)
-
-
-def close_step(call: Call) -> tuple[Callable, Leaves]:
-    """`step(constants, params, state, x)` that closes over nothing, and the constants."""
-    return graph.close(call.step, *shapes_of_one(call))
-
-
-def close_loss(call: Call) -> tuple[Callable, Leaves]:
-    """`loss(constants, output, target)` that closes over nothing, and the constants."""
-    assert call.loss is not None
-    output = jax.eval_shape(call.step, *shapes_of_one(call))[1]
-    return graph.close(call.loss, output, without_leading(vary_data(call).targets, 1 + len(call.batch)))
+from jax_bptt.engine.windows import map_leading, vmap_leading
+from jax_bptt.model import PyTree
 
 
 class Inputs(NamedTuple):

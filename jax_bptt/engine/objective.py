@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.flatten import Call, arrays_of
+from jax_bptt.engine.call import Call, arrays_of
 from jax_bptt.engine.leaves import (
     Leaves,
     accumulator,

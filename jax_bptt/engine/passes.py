@@ -13,17 +13,16 @@ from typing import Any, Unpack
 
 import jax
 
+from jax_bptt.engine.call import Call, vary_data
 from jax_bptt.engine.call_plan import plan_of
 from jax_bptt.engine.flatten import (
     DELTA,
-    Call,
     FlatCall,
     Wanted,
     flatten_call,
     unflatten_gradients,
     unflatten_like,
     unflatten_state,
-    vary_data,
 )
 from jax_bptt.engine.forward import Checkpoints, rematerialise, rows_of, run_forward, state_after
 from jax_bptt.engine.leaves import Leaves, add, combine, zeros

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from jax_bptt.engine.flatten import Call, FlatCall, put_back, reset_to_of, unflatten_state
+from jax_bptt.engine.call import Call
+from jax_bptt.engine.flatten import FlatCall, put_back, reset_to_of, unflatten_state
 from jax_bptt.engine.leaves import Leaves, axes_of, combine, differentiable, handing_back, only, vary, varying, zeros
 from jax_bptt.engine.objective import Objective
 from jax_bptt.engine.platforms import by_platform

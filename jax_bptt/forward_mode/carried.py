@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jax_bptt.checks.arguments import Arguments, arrays, check_batched, check_call, check_differentiable, check_like
 from jax_bptt.checks.options import check_count, check_options
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.forward_mode.influence import Influence, carry_over
 from jax_bptt.forward_mode.layout import Layout, bytes_of, read_layout, shapes_of
 from jax_bptt.forward_mode.recursion import CarryOver, gradient_of

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import Leaves, accumulator, differentiable, nbytes
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.structure import Alignment, alignments, compose, is_equal, join

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jax_bptt.checks.arguments import arrays, check_batched, check_differentiable, check_key, check_like
 from jax_bptt.checks.options import check_options
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import Leaves, accumulator, accumulators, add, combine, differentiable
 from jax_bptt.engine.windows import vmap_leading
 from jax_bptt.forward_mode.real_numbers import Step, to_real

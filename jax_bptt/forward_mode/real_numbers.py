@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.flatten import Call, shapes_of_one
+from jax_bptt.engine.call import Call, shapes_of_one
 from jax_bptt.engine.leaves import Leaves
 from jax_bptt.model import PyTree
 

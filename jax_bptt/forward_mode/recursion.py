@@ -17,15 +17,8 @@ import jax
 from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.checks.options import describe
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import (
-    Call,
-    put_back,
-    reset_to_of,
-    shapes_of_one,
-    unflatten_like,
-    unflatten_state,
-    vary_data,
-)
+from jax_bptt.engine.call import Call, shapes_of_one, vary_data
+from jax_bptt.engine.flatten import put_back, reset_to_of, unflatten_like, unflatten_state
 from jax_bptt.engine.leaves import (
     Leaves,
     accumulators,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.flatten import Call, vary_data
+from jax_bptt.engine.call import Call, vary_data
 from jax_bptt.engine.leaves import divide, is_key
 from jax_bptt.engine.objective import masked
 from jax_bptt.model import Losses, PyTree, Reduction

@@ -13,7 +13,7 @@ from jax_bptt.checks.options import (
     check_options,
     check_truncation,
 )
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.truncation.draws import draw_gates, draw_horizon
 from jax_bptt.model import DrawnGradient, GradientFunction, Loss, Losses, Model, PyTree, Reduction, step_of
 from jax_bptt.reference.calls import sum_of_windows, telescope, through_gates

@@ -15,7 +15,7 @@ import optax
 
 from jax_bptt.checks.arguments import Arguments
 from jax_bptt.checks.options import describe
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.model import Loss, PyTree, Step
 from jax_bptt.training.stream import check_chunk, check_chunk_like, empty_steps, join_steps, scan_updates

@@ -17,7 +17,7 @@ import optax
 
 from jax_bptt.checks.arguments import Arguments, arrays, check_key
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import accumulator
 from jax_bptt.engine.schedule import Schedule
 from jax_bptt.model import Loss, PyTree, Step

@@ -5,7 +5,8 @@ import jax
 from jax_bptt.checks.arguments import over_sequences
 from jax_bptt.checks.options import check_options
 from jax_bptt.engine import schedule
-from jax_bptt.engine.flatten import Call, flatten_call, unflatten_state
+from jax_bptt.engine.call import Call
+from jax_bptt.engine.flatten import flatten_call, unflatten_state
 from jax_bptt.engine.forward import Rows, read_rows, run_forward
 from jax_bptt.engine.objective import objective_of
 from jax_bptt.engine.plan import choose_windows

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_like
-from jax_bptt.engine.flatten import Call
+from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import is_key
 from jax_bptt.engine.windows import without_leading
 from jax_bptt.model import Loss, PyTree, Step

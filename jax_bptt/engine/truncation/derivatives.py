@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jax_bptt.engine.flatten import Call, arrays_of, close_loss, close_step
+from jax_bptt.engine.call import Call, arrays_of, close_loss, close_step
 from jax_bptt.engine.leaves import Leaves
 from jax_bptt.model import PyTree
 

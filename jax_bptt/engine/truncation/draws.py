@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.engine.flatten import Call, arrays_of
+from jax_bptt.engine.call import Call, arrays_of
 from jax_bptt.engine.leaves import accumulator, axes_of, vary
 
 
