@@ -23,11 +23,17 @@ Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is
     tuning             `tune`: the fastest way of computing a gradient, measured on the user's own arguments
     training/          updates made of gradients; batching, what they are fed with; checkpoint, what is saved of them
     diagnostics/       how far credit travels, what truncation makes of it, what runs where
-    plots              pictures of it; needs matplotlib, so import it by name: `from jax_bptt import plots`
+    plots              pictures of it
     checks/            what is refused, before anything is traced
     engine/            private: how it is computed; its docstring is a map of its own
     command/           the command-line program
+
+`checkpoint` and `plots` need what only their extras install, and are imported when they are first used.
 """
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from jax_bptt import batching, cells, diagnostics, losses, reference, training
 from jax_bptt.exact import bptt, state_gradients
@@ -39,6 +45,8 @@ from jax_bptt.randomized import artbp, randomized_telescope
 from jax_bptt.recurrence import scan, unroll
 from jax_bptt.truncated import truncated_bptt
 from jax_bptt.tuning import tune
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Cell",
@@ -62,3 +70,24 @@ __all__ = [
     "unroll",
     "uoro",
 ]
+
+_OF_EXTRAS = ("checkpoint", "plots")
+"""Modules named like the extra that they need."""
+
+if TYPE_CHECKING:
+    from jax_bptt import checkpoint as checkpoint
+    from jax_bptt import plots as plots
+else:
+
+    def __getattr__(name: str) -> ModuleType:
+        if name not in _OF_EXTRAS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            needs = f"jax_bptt.{name} needs {error.name}: pip install 'jax_bptt[{name}]'"
+            raise ModuleNotFoundError(needs, name=error.name) from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OF_EXTRAS})

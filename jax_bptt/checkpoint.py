@@ -1,6 +1,7 @@
 """Save and resume: what training changes, as a pytree of arrays, in a directory of numbered checkpoints.
 
     found = restore(directory, settings, like)        (step, tree) of the newest one; None where there is none
+    found = newest(directory)                         (step, settings) of it
     with saver(directory, settings) as save:
         save(step, tree)
 
@@ -47,24 +48,10 @@ def restore(directory: str | Path, settings: Mapping[str, Any], like: Any) -> tu
         ValueError: if there is anything but checkpoints in the directory, if the newest was made with other settings,
             or if it is damaged.
     """
-    path = Path(directory)
-    if not path.exists():
+    found = _newest(directory)
+    if found is None:
         return None
-    if not path.is_dir():
-        raise ValueError(f"found the file {path}, expected a directory")
-    names = sorted(entry.name for entry in path.iterdir() if TEMPORARY not in entry.name)
-    foreign = [name for name in names if not name.isdecimal() or not (path / name / "settings").is_dir()]
-    if foreign:
-        raise ValueError(f"found {foreign[0]} in {path}, expected checkpoints of this command and nothing else")
-    if not names:
-        return None
-    step = max(map(int, names))
-    newest, checkpointer = path.resolve() / str(step), ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    try:
-        found = checkpointer.restore(newest, args=ocp.args.Composite(settings=ocp.args.JsonRestore())).settings
-        saved, digest = found["settings"], found["digest"]
-    except Exception as error:  # whatever orbax makes of what it finds
-        raise _damaged(path, step) from error
+    path, (step, saved, digest) = Path(directory), found
     wanted = json.loads(json.dumps(settings))
     if saved != wanted:
         others = [name for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)]
@@ -72,13 +59,23 @@ def restore(directory: str | Path, settings: Mapping[str, Any], like: Any) -> tu
             f"found a checkpoint of another run in {path}: "
             + ", ".join(f"{name} was {saved.get(name)!r} and is {wanted.get(name)!r}" for name in others)
         )
-    try:
-        tree = checkpointer.restore(newest, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
-    except Exception as error:
-        raise _damaged(path, step) from error
+    tree = _read(path, step, state=ocp.args.StandardRestore(like)).state
     if _digest(tree) != digest:
         raise _damaged(path, step)
     return step, tree
+
+
+def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
+    """What the newest checkpoint of a directory was made of, without its arrays.
+
+    Returns:
+        Its step, and the settings that `saver` was given; None where the directory does not exist or has no checkpoint.
+
+    Raises:
+        ValueError: if there is anything but checkpoints in the directory, or if the newest is damaged.
+    """
+    found = _newest(directory)
+    return None if found is None else found[:2]
 
 
 @contextmanager
@@ -97,6 +94,36 @@ def saver(directory: str | Path, settings: Mapping[str, Any]) -> Iterator[Callab
                 shutil.rmtree(path / DELETED)
 
         yield save
+
+
+def _newest(directory: str | Path) -> tuple[int, dict[str, Any], str] | None:
+    """Step, settings and digest of the newest checkpoint."""
+    path = Path(directory)
+    if not path.exists():
+        return None
+    if not path.is_dir():
+        raise ValueError(f"found the file {path}, expected a directory")
+    names = sorted(entry.name for entry in path.iterdir() if TEMPORARY not in entry.name)
+    foreign = [name for name in names if not name.isdecimal() or not (path / name / "settings").is_dir()]
+    if foreign:
+        raise ValueError(f"found {foreign[0]} in {path}, expected checkpoints of this command and nothing else")
+    if not names:
+        return None
+    step = max(map(int, names))
+    described = _read(path, step, settings=ocp.args.JsonRestore()).settings
+    try:
+        return step, described["settings"], described["digest"]
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, step) from error
+
+
+def _read(path: Path, step: int, **parts: Any) -> Any:
+    """Some parts of a checkpoint."""
+    checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    try:
+        return checkpointer.restore(path.resolve() / str(step), args=ocp.args.Composite(**parts))
+    except Exception as error:  # whatever orbax makes of what it finds
+        raise _damaged(path, step) from error
 
 
 def _damaged(path: Path, step: int) -> ValueError:

@@ -29,7 +29,7 @@ def training_curve(
     characters: Sequence[float],
     bits: Sequence[float],
     *,
-    held_out: float | None = None,
+    held_out: tuple[Sequence[float], Sequence[float]] | None = None,
     baselines: Mapping[str, float] | None = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -38,7 +38,8 @@ def training_curve(
     Args:
         characters: how many characters had been read at each update, `[N]`.
         bits: bits per character of each update's chunk, `[N]`; drawn with their running mean.
-        held_out: the trained model's bits per character on held-out text, as a point at the end.
+        held_out: how many characters had been read at some of the updates, and bits per character of held-out text
+            then.
         baselines: bits per character of other models by name, as lines.
     """
     figure, ax = _axes(ax)
@@ -46,9 +47,8 @@ def training_curve(
     ax.plot(millions, bits, color=BLUE, alpha=0.25, linewidth=0.8)
     ax.plot(millions, running_mean(bits), color=BLUE, linewidth=1.8, label="training chunks (running mean)")
     if held_out is not None:
-        ax.plot(
-            millions[-1:], [held_out], "o", color=ORANGE, label=f"held out: {held_out:.2f}", clip_on=False, zorder=3
-        )
+        look = {"color": ORANGE, "marker": "o", "markersize": 4, "linewidth": 1.2, "clip_on": False, "zorder": 3}
+        ax.plot(np.asarray(held_out[0]) / 1e6, held_out[1], **look, label=f"held out: {held_out[1][-1]:.2f}")
     for style, (name, value) in zip(("--", "-.", ":"), (baselines or {}).items(), strict=False):
         ax.axhline(value, linestyle=style, color=GREY, linewidth=1.2, label=f"{name}: {value:.2f}")
     ax.set(xlabel="characters read (millions)", ylabel="bits per character", title="Training", ylim=(0, None))
@@ -66,7 +66,7 @@ def horizons(characters: Sequence[float], steps: Sequence[int], *, ax: Axes | No
     """
     figure, ax = _axes(ax)
     ax.step(np.asarray(characters) / 1e6, steps, where="pre", color=GREEN, linewidth=1.8)
-    ax.set(xlabel="characters read (millions)", ylabel="horizon k2 (steps)", title="Horizon")
+    ax.set(xlabel="characters read (millions)", ylabel="horizon $k_2$ (steps)", title="Horizon")
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if len(steps):
@@ -98,7 +98,7 @@ def gradient_norms(norms: Mapping[str, Sequence[float]], *, ax: Axes | None = No
     figure, ax = _axes(ax)
     for i, (name, values) in enumerate(norms.items()):
         ax.plot(np.arange(1, len(values) + 1), _positive(np.asarray(values)), **_line(i), label=name)
-    ax.set(xlabel="step t of the chunk", ylabel="‖∂L/∂h_t‖", title="Credit over time", yscale="log")
+    ax.set(xlabel="step $t$ of the chunk", ylabel=f"‖{_partial('L', 'h_t')}‖", title="Credit over time", yscale="log")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False, fontsize="small")
     return figure
@@ -135,14 +135,16 @@ def credit_matrix(
     low, high = 0.5, steps + 0.5
     scale = LogNorm(largest * 10.0**-decades, largest)
     image = ax.imshow(shown, norm=scale, cmap="viridis", extent=(low, high, high, low), interpolation="nearest")
-    figure.colorbar(image, ax=ax, label="‖∂ℓ_s/∂h_t‖", shrink=0.85)
+    figure.colorbar(image, ax=ax, label=f"‖{_partial('ℓ_s', 'h_t')}‖", shrink=0.85)
     if truncation is not None:
         for start, first, end in Grid(steps, *truncation).windows():
             end = min(end, steps)
             if first < end:
                 corners = _staircase(start, first, end)
                 ax.add_patch(Polygon(corners, fill=False, edgecolor=ORANGE, linewidth=1.5, clip_on=False))
-    ax.set(xlabel="state t", ylabel="loss s", title="Credit of losses to states", xlim=(low, high), ylim=(high, low))
+    ax.set(
+        xlabel="state $t$", ylabel="loss $s$", title="Credit of losses to states", xlim=(low, high), ylim=(high, low)
+    )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -175,7 +177,12 @@ def lag_profile(profiles: Any, *, k2: int | None = None, ax: Axes | None = None)
         ax.plot(np.arange(len(values)), _positive(np.asarray(values)), **_line(i), label=name)
     if k2 is not None:
         ax.axvline(k2, color="black", linestyle=":", linewidth=1.2, label=f"horizon of {k2} steps")
-    ax.set(xlabel="lag k (steps)", ylabel="mean of ‖∂ℓ_s/∂h_{s−k}‖", title="How far credit travels", yscale="log")
+    ax.set(
+        xlabel="lag $k$ (steps)",
+        ylabel=f"mean of ‖{_partial('ℓ_s', 'h_{s-k}')}‖",
+        title="How far credit travels",
+        yscale="log",
+    )
     if len(named) > 1 or k2 is not None or "" not in named:
         ax.legend(frameon=False, fontsize="small")
     return figure
@@ -209,7 +216,12 @@ def truncation_bias(
     )
     if tolerance is not None:
         ax.axhline(tolerance, color="black", linestyle=":", linewidth=1.2, label=f"tolerance {tolerance:g}")
-    ax.set(xlabel="horizon k2 (steps)", ylabel="‖ĝ − g‖ / ‖g‖", title="Error of the truncated gradient", yscale="log")
+    ax.set(
+        xlabel="horizon $k_2$ (steps)",
+        ylabel=r"$‖\hat{g} - g‖ \;/\; ‖g‖$",
+        title="Error of the truncated gradient",
+        yscale="log",
+    )
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.legend(frameon=False, fontsize="small")
@@ -261,6 +273,11 @@ def _axes(ax: Axes | None, width: float = 6) -> tuple[Any, Axes]:
     return ax.figure, ax
 
 
+def _partial(of: str, by: str) -> str:
+    """A partial derivative, as matplotlib typesets it."""
+    return rf"$\partial {of}\,/\,\partial {by}$".replace("ℓ", r"\ell")
+
+
 def _positive(values: np.ndarray) -> np.ndarray:
     return np.where(values > 0, values, np.nan)
 
@@ -275,7 +292,7 @@ def report(
     path: str,
     characters: Sequence[float],
     bits: Sequence[float],
-    held_out: float,
+    held_out: tuple[Sequence[float], Sequence[float]],
     baselines: Mapping[str, float],
     norms: Mapping[str, Sequence[float]],
     steps: Sequence[int] | None = None,

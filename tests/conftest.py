@@ -11,21 +11,34 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
 
+OLDER = jax.__version_info__ < (0, 11)
+UNOPTIMISED = "--xla_backend_optimization_level=0" + (" --xla_cpu_use_fusion_emitters=false" if OLDER else "")
+
 if PROFILE == "default":
     # Hundreds of small programs are run once each and judged by their numbers: LLVM need not optimise them, and XLA's
     # older emitter, as long as there is one, takes a third of the time. The thorough profile, and what the tests start
     # as a process of its own, are compiled as users' programs are.
-    flags = ["--xla_backend_optimization_level=0"]
-    if jax.__version_info__ < (0, 11):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("XLA_FLAGS", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]))
+        environment.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}")
         jax.block_until_ready(jax.jit(lambda: 0)())  # reads the flags
 
 _common = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "print_blob": False}
 settings.register_profile("default", max_examples=40, **_common)
 settings.register_profile("thorough", max_examples=1000, **_common)
 settings.load_profile(PROFILE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_what_was_compiled():
+    """Thousands of compiled programs would take more mappings of memory than Linux grants one process."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def unoptimised(monkeypatch):
+    """Compile what is started as a process as the tests are: for one that runs but a few small steps."""
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}")
 
 
 @pytest.fixture

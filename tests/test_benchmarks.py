@@ -4,27 +4,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from tests.benchmarks import gpu
+from tests.benchmarks import __main__ as program
+from tests.benchmarks import devices, gpu, scans, zoo
 
 ROOT = Path(__file__).parent.parent
 
 
-def benchmark(*options, module="tests.benchmarks"):
-    return subprocess.run(
-        [sys.executable, "-m", module, *options],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture(autouse=True)
+def _as_users_have_it():
+    """Benchmarks are of single precision, and of others' cells, which promote ranks."""
+    changed = {"jax_enable_x64": False, "jax_numpy_rank_promotion": "allow"}
+    before = {name: jax.config.values[name] for name in changed}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
-def test_quick_benchmark_runs_and_all_agree(tmp_path):
-    done = benchmark("--quick", "--cells", "gru", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+def test_quick_benchmark_runs_and_all_agree(tmp_path, capsys):
+    program.main(["--quick", "--cells", "gru", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "benchmark.json").read_text())
     rows = found["rows"]
     assert {row["table"] for row in rows} >= {"exact", "boundaries", "interop", "truncated, k1 = k2 = 4"}
@@ -33,17 +36,16 @@ def test_quick_benchmark_runs_and_all_agree(tmp_path):
     assert len(differences) >= 13
     assert 0 < np.max(differences) <= 1e-5
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
-    assert "Geometric means" in done.stdout
+    assert "Geometric means" in capsys.readouterr().out
 
 
-def test_what_is_for_a_device_runs_on_any(tmp_path):
-    done = benchmark("--quick", "--device", "--cells", "elman", "lstm", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+def test_what_is_for_a_device_runs_on_any(tmp_path, capsys):
+    program.main(["--quick", "--device", "--cells", "elman", "lstm", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
     assert [row["table"] for row in rows] == 2 * ["on a device"] + 2 * ["truncated, k1 = k2 = 4"]
     names = [contender["name"] for contender in rows[0]["contenders"]]
     assert names[:6] == ["ours", *(f"scan, unroll {n}" for n in (1, 4, 8, 16)), "products hoisted, unroll 8"]
-    assert "| spikes, ALIF |" in done.stdout
+    assert "| spikes, ALIF |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -54,17 +56,17 @@ def test_what_is_for_a_device_runs_on_any(tmp_path):
         (["--repeats", "0"], "argument --repeats: found 0, expected at least 1"),
     ],
 )
-def test_unknown_options_are_named(options, message, tmp_path):
-    done = benchmark(*options, "--out", str(tmp_path / "none"))
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_unknown_options_are_named(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        program.main([*options, "--out", str(tmp_path / "none")])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
-def test_scans_beside_each_other():
-    done = benchmark("--quick", "--repeats", "1", module="tests.benchmarks.scans")
-    assert done.returncode == 0, done.stderr
-    assert [row.split()[0] for row in done.stdout.splitlines()[1:]] == ["elman", "gru", "lstm"]
+def test_scans_beside_each_other(capsys):
+    scans.main(["--quick", "--repeats", "1"])
+    assert [row.split()[0] for row in capsys.readouterr().out.splitlines()[1:]] == ["elman", "gru", "lstm"]
 
 
 def test_those_of_a_gpu(capsys):
@@ -73,23 +75,21 @@ def test_those_of_a_gpu(capsys):
     assert rows == ["elman", "minGRU", "LRU"]
 
 
-def test_two_devices():
-    done = benchmark("--quick", "--repeats", "1", module="tests.benchmarks.devices")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[2].startswith("| gru | 12, 4, 3, 5, 2 |")
+def test_two_devices(capsys):
+    devices.main(["--quick", "--repeats", "1"])
+    assert capsys.readouterr().out.splitlines()[2].startswith("| gru | 12, 4, 3, 5, 2 |")
 
 
 @pytest.mark.parametrize("options", [[], ["--scan"]])
-def test_the_zoo(options):
-    done = benchmark("--quick", "--only", "spikes", *options, module="tests.benchmarks.zoo")
-    assert done.returncode == 0, done.stderr
-    kinds = [row.split(" | ")[0] for row in done.stdout.splitlines()[2:-1]]
+def test_the_zoo(options, capsys):
+    zoo.main(["--quick", "--only", "spikes", *options])
+    kinds = [row.split(" | ")[0] for row in capsys.readouterr().out.splitlines()[2:-1]]
     assert kinds == ["| spikes, LIF, 16 steps", "| spikes, LIF, 256 steps", "| spikes, ALIF"]
 
 
-def test_a_checkout_beside_itself(tmp_path):
+def test_a_checkout_beside_itself(tmp_path, unoptimised):
     options = "--quick", "--cells", "elman", "--repeats", "1", "--compilations", "1"
-    done = benchmark(str(ROOT), *options, module="tests.benchmarks.checkouts")
+    done = _checkouts(str(ROOT), *options)
     assert done.returncode == 0, done.stderr
     rows = done.stdout.splitlines()[1:]
     assert len(rows) == 4  # exact, truncated, and a reset or none
@@ -97,6 +97,13 @@ def test_a_checkout_beside_itself(tmp_path):
         _, memory, _ = map(float, row[44:68].split())
         assert memory == 1
     (tmp_path / "empty").mkdir()
-    done = benchmark(str(tmp_path / "empty"), module="tests.benchmarks.checkouts")
+    done = _checkouts(str(tmp_path / "empty"))
     assert done.returncode == 2
     assert "other: found no package jax_bptt" in done.stderr
+
+
+def _checkouts(*options):
+    """In a process of its own, since each checkout is."""
+    command = [sys.executable, "-m", "tests.benchmarks.checkouts", *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,14 +1,7 @@
-"""Saving and resuming, by the functions and by the command, killed at random moments."""
+"""Saving and restoring, by the functions; by the command, see tests/command/test_resuming.py."""
 
-import json
 import multiprocessing
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -21,11 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jax_bptt as jb
 from jax_bptt import checkpoint
-from jax_bptt.command import main, text
 from jax_bptt.engine.leaves import is_key
 
 SETTINGS = {"cell": "gru", "steps": 3, "lr": 0.1}
-KILLS = {"default": 1, "thorough": 24}[os.environ.get("HYPOTHESIS_PROFILE", "default")]
 
 
 def make_tree():
@@ -109,6 +100,12 @@ def test_other_settings_are_named(tree, tmp_path):
         checkpoint.restore(tmp_path / "c", SETTINGS | {"cell": "lstm", "lr": 0.2}, tree)
 
 
+def test_the_newest_is_described(tree, tmp_path):
+    assert checkpoint.newest(tmp_path / "c") is None
+    save(tmp_path / "c", tree, steps=(1, 4))
+    assert checkpoint.newest(tmp_path / "c") == (4, SETTINGS)
+
+
 def spoil(path):
     """Change one byte in the middle."""
     data = bytearray(path.read_bytes())
@@ -180,78 +177,3 @@ def test_a_file_is_no_directory(tree, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"found the file .*, expected a directory"):
         checkpoint.restore(tmp_path / "file", SETTINGS, tree)
-
-
-# By the command.
-
-SMALL = ["--hidden", "8", "--embedding", "4", "--chunk", "8", "--batch", "4", "--sample", "0", "--k1", "4", "--k2", "6"]
-RUN = [*SMALL, "--steps", "200", "--every", "7", "--online"]
-
-
-@pytest.fixture(scope="module")
-def small_text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "small.txt"
-    path.write_text(text.python_reference()[:20_000], encoding="utf-8")
-    return str(path)
-
-
-def start(small_text, directory, *more):
-    code = [sys.executable, "-m", "jax_bptt", "--text", small_text, *RUN, "--checkpoint", "c", "--log", "log", *more]
-    return subprocess.Popen(code, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_killed_at_any_moment_and_resumed_ends_as_if_it_had_not_been(small_text, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    with start(small_text, whole) as process:
-        begun = time.perf_counter()
-        out, errors = process.communicate(timeout=300)
-        lasted = time.perf_counter() - begun
-    assert process.returncode == 0, errors
-    rng, kills = random.Random(0), 0
-    while kills < KILLS:
-        with start(small_text, killed) as process:
-            try:
-                process.communicate(timeout=rng.uniform(0.3, 0.8) * lasted)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
-                kills += 1
-        if process.returncode == 0:  # it came to its end before it was killed: begin again
-            shutil.rmtree(killed / "c")
-    with start(small_text, killed) as process:
-        out_killed, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert _end(killed) == _end(whole)
-    assert _table(out_killed) == _table(out)
-    logs = [[line.split('"seconds"')[0] for line in (d / "log").read_text().splitlines()] for d in (whole, killed)]
-    assert logs[0] == logs[1]
-    assert len(logs[0]) == 200
-
-
-def _end(directory):
-    """The digest of all that training changed, after the last step."""
-    return json.loads((directory / "c" / "200" / "settings" / "metadata").read_text())["digest"]
-
-
-def _table(out):
-    return out[out.index("Held-out text") : out.index("picture")]
-
-
-def test_resume_wants_a_checkpoint_and_a_directory(small_text, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("mine")
-    for more, message in (
-        (["--resume"], "--resume: found no --checkpoint, expected the directory to go on from"),
-        (["--resume", "--checkpoint", "none"], "--resume: found no checkpoint in none, expected one to go on from"),
-        (["--checkpoint", "mine"], "--checkpoint: found notes.txt in mine, expected checkpoints of this command"),
-        (["--checkpoint", small_text], "where nothing can be written: Not a directory"),
-    ):
-        with pytest.raises(SystemExit) as exit_:
-            main(["--text", small_text, *SMALL, *more])
-        assert exit_.value.code == 2
-        assert message in capsys.readouterr().err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
-    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]

@@ -80,7 +80,7 @@ def test_the_engine_stands_on_its_own(name):
     for found in imports(MODULES[name]):
         top = found.split(".")[0]
         ours = found.startswith("jax_bptt.engine.") or found == "jax_bptt.model"
-        assert ours or top in {"jax", "numpy", "chex"} or top in sys.stdlib_module_names, found
+        assert ours or top in {"jax", "numpy"} or top in sys.stdlib_module_names, found
 
 
 def test_one_door_to_the_jaxprs():

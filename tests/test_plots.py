@@ -17,12 +17,14 @@ def texts(ax):
 
 
 def test_training_curve_draws_bits_running_mean_held_out_and_baselines():
-    figure = plots.training_curve(CHARACTERS, BITS, held_out=3.25, baselines={"unigram": 4.5, "trigram": 2.5})
+    figure = plots.training_curve(
+        CHARACTERS, BITS, held_out=([1e6, 2e6], [3.5, 3.25]), baselines={"unigram": 4.5, "trigram": 2.5}
+    )
     (ax,) = figure.axes
-    raw, mean, point, unigram, trigram = ax.lines
+    raw, mean, measured, unigram, trigram = ax.lines
     np.testing.assert_allclose(raw.get_xydata(), np.stack([CHARACTERS / 1e6, BITS], axis=1))
     np.testing.assert_allclose(mean.get_ydata(), plots.running_mean(BITS))
-    np.testing.assert_allclose(point.get_xydata(), [[2.0, 3.25]])
+    np.testing.assert_allclose(measured.get_xydata(), [[1.0, 3.5], [2.0, 3.25]])
     assert [line.get_ydata()[0] for line in (unigram, trigram)] == [4.5, 2.5]
     assert unigram.get_linestyle() != trigram.get_linestyle()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("characters read (millions)", "bits per character")
@@ -44,7 +46,7 @@ def test_gradient_norms_draws_each_on_a_logarithmic_scale():
     np.testing.assert_array_equal(after.get_xdata(), [1, 2, 3])
     assert to_hex(before.get_color()) != to_hex(after.get_color())
     assert ax.get_yscale() == "log"
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step t of the chunk", "‖∂L/∂h_t‖")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step $t$ of the chunk", r"‖$\partial L\,/\,\partial h_t$‖")
     assert texts(ax) == ["before", "after"]
 
 
@@ -65,8 +67,9 @@ def test_running_mean_equals_a_loop(values):
 
 
 def test_report_writes_both_pictures(tmp_path):
-    plots.report(str(tmp_path / "adaptive.png"), CHARACTERS, BITS, 3.1, {}, {"after": [1.0]}, [8] * len(BITS))
-    plots.report(str(tmp_path / "report.png"), CHARACTERS, BITS, 3.1, {"unigram": 4.0}, {"after": [1.0, 2.0]})
+    held_out = ([1e6, 2e6], [3.4, 3.1])
+    plots.report(str(tmp_path / "adaptive.png"), CHARACTERS, BITS, held_out, {}, {"after": [1.0]}, [8] * len(BITS))
+    plots.report(str(tmp_path / "report.png"), CHARACTERS, BITS, held_out, {"unigram": 4.0}, {"after": [1.0, 2.0]})
     assert imread(tmp_path / "adaptive.png").shape[:2] == (630, 2400)
     image = imread(tmp_path / "report.png")
     assert image.shape[:2] == (630, 1650)
@@ -106,7 +109,11 @@ def test_credit_matrix_draws_norms_and_the_windows_of_truncation():
     np.testing.assert_allclose(shown.filled(0)[:5], matrix[:5])
     assert shown[5, 0] == pytest.approx(1e-4)
     assert (image.norm.vmin, image.norm.vmax) == (pytest.approx(1e-4), 1.0)
-    assert (ax.get_xlabel(), ax.get_ylabel(), bar.get_ylabel()) == ("state t", "loss s", "‖∂ℓ_s/∂h_t‖")
+    assert (ax.get_xlabel(), ax.get_ylabel(), bar.get_ylabel()) == (
+        "state $t$",
+        "loss $s$",
+        r"‖$\partial \ell_s\,/\,\partial h_t$‖",
+    )
     assert ax.get_ylim() == (6.5, 0.5)  # the first loss above
     corners = [patch.get_xy() for patch in ax.patches]
     assert len(corners) == 3
@@ -135,7 +142,10 @@ def test_lag_profile_draws_one_or_several_and_a_horizon():
     (line,) = ax.lines
     np.testing.assert_array_equal(line.get_xydata(), [[0, 1], [1, 0.5], [2, np.nan]])
     assert ax.get_legend() is None
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("lag k (steps)", "mean of ‖∂ℓ_s/∂h_{s−k}‖")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (
+        "lag $k$ (steps)",
+        r"mean of ‖$\partial \ell_s\,/\,\partial h_{s-k}$‖",
+    )
     assert ax.get_yscale() == "log"
     (ax,) = plots.lag_profile({"elman": [1.0, 0.1], "lstm": [1.0, 0.9]}, k2=12).axes
     assert texts(ax) == ["elman", "lstm", "horizon of 12 steps"]
@@ -153,7 +163,7 @@ def test_truncation_bias_draws_errors_by_horizon_in_order():
     (bars,) = ax.containers[0].lines[2]
     np.testing.assert_allclose([s[:, 1] for s in bars.get_segments()], [[0.3, 0.3], [0.13, 0.17]])
     assert sorted(texts(ax)) == ["A", "B", "all params", "tolerance 0.1"]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("horizon k2 (steps)", "‖ĝ − g‖ / ‖g‖")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("horizon $k_2$ (steps)", r"$‖\hat{g} - g‖ \;/\; ‖g‖$")
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert len(plots.truncation_bias(bias, parameters=False).axes[0].containers) == 1
     assert texts(plots.truncation_bias(bias, parameters=False).axes[0]) == ["all params"]

@@ -3,6 +3,8 @@
     arguments → train_text        a language model, learnt from text
               → digits            images, read pixel by pixel
 
+What was said is read before anything is imported that needs an extra, so that `--help` is to be had without.
+
 `text` makes integers of characters, `language_model` is trained on them, and `ngrams` has what it should beat.
 `gradient_check` lays the gradient beside that of `jax.grad`, `devices` divides the streams among the cores, `records`
 keeps checkpoints and a log, and `terminal` says how it goes. Nothing else of the package imports this one.
@@ -12,6 +14,8 @@ Needs rich and matplotlib: `pip install 'jax_bptt[cli]'`.
 
 import sys
 from collections.abc import Sequence
+
+from jax_bptt.command.arguments import digits_arguments, text_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,16 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:  # either task imports what needs an extra
         if argv and argv[0] == "digits":
+            arguments = digits_arguments(argv[1:])
             from jax_bptt.command.digits import prepare_digits
 
-            run = prepare_digits(argv[1:])
+            run = prepare_digits(arguments)
         else:
+            arguments, refuse = text_arguments(argv)
             from jax_bptt.command.train_text import prepare_text
 
-            run = prepare_text(argv)
-    except ImportError as error:
+            run = prepare_text(arguments, refuse)
+    except ModuleNotFoundError as error:
         extra = "checkpoint" if (error.name or "").startswith("orbax") else "cli"
-        print(f"jax-bptt: {error}; the command needs pip install 'jax_bptt[{extra}]'", file=sys.stderr)
+        needs = f"found no module {error.name}, which the command needs: pip install 'jax_bptt[{extra}]'"
+        print(f"jax-bptt: {needs}", file=sys.stderr)
         return 1
     try:
         run()

@@ -5,7 +5,6 @@ argument, what was found and what was expected. Nothing is written.
 """
 
 import argparse
-import importlib.metadata
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ import jax
 import optax
 
 import jax_bptt as jb
-from jax_bptt import plots
 
 DEFAULT_K1 = 32
 ADAPTIVE_K1 = 8
@@ -41,7 +39,7 @@ def text_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Callable[[s
     """Those of the language model, and what exits with a message about an argument."""
     parser = _parser("jax-bptt", _ABOUT_TEXT, _TEXT)
     arguments = parser.parse_args(argv, argparse.Namespace(**_UNSAID))
-    _check_file(parser, "--out", arguments.out, plots.file_types())
+    _check_file(parser, "--out", arguments.out, jb.plots.file_types())
     if arguments.log is not None:
         _check_file(parser, "--log", arguments.log)
     if arguments.checkpoint is not None:
@@ -58,7 +56,7 @@ def digits_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Those of the digits."""
     parser = _parser("jax-bptt digits", _ABOUT_DIGITS, {"": _DIGITS})
     arguments = parser.parse_args(argv)
-    _check_file(parser, "--out", arguments.out, plots.file_types())
+    _check_file(parser, "--out", arguments.out, jb.plots.file_types())
     return arguments
 
 
@@ -75,7 +73,7 @@ def _settle_truncation(parser: argparse.ArgumentParser, arguments: argparse.Name
     if arguments.exact and arguments.online:
         parser.error("--exact: found with --online, expected one or the other")
     arguments.horizons = _settle_horizons(parser, arguments)
-    arguments.k1 = arguments.k1 or min(DEFAULT_K1, arguments.k2 or DEFAULT_K1)
+    arguments.k1 = arguments.k1 or min(DEFAULT_K1, arguments.k2 or DEFAULT_K1, arguments.chunk)
     arguments.k2 = arguments.k2 or arguments.k1
     if arguments.k2 < arguments.k1:
         parser.error(f"--k2: found {arguments.k2}, expected at least --k1, which is {arguments.k1}")
@@ -130,9 +128,8 @@ def _check_directory(parser: argparse.ArgumentParser, name: str, found: str) -> 
 
 def _parser(prog: str, about: str, groups: Mapping[str, Sequence[Option]]) -> argparse.ArgumentParser:
     helpful = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(prog=prog, description=about, formatter_class=helpful)
-    version = importlib.metadata.version("jax_bptt")
-    parser.add_argument("--version", action="version", version=f"jax_bptt {version}, jax {jax.__version__}")
+    parser = argparse.ArgumentParser(prog=prog, description=about, epilog=_NEEDS, formatter_class=helpful)
+    parser.add_argument("--version", action="version", version=f"jax_bptt {jb.__version__}, jax {jax.__version__}")
     for title, options in groups.items():
         group = parser.add_argument_group(title) if title else parser
         for name, kind, default, metavar, text in options:
@@ -174,6 +171,10 @@ def _optimizer(rate: float) -> list[Option]:
     ]
 
 
+_NEEDS = (
+    "It needs an extra: pip install 'jax_bptt[cli]'; with 'jax_bptt[checkpoint]' for --checkpoint. Without colours: "
+    "NO_COLOR=1."
+)
 _ABOUT_TEXT = (
     "Train a character-level language model with backpropagation through time, on real text, and report how good it "
     "became. First the gradient is checked against jax.grad on this very model and text. Ctrl-C ends the training "
@@ -195,7 +196,7 @@ _TEXT: dict[str, list[Option]] = {
     ],
     "truncation": [
         ("--k1", _count, _UNTOLD, "N",
-         f"steps from one window's end to the next (default: {DEFAULT_K1}, or --k2 if that is less)"),
+         f"steps from one window's end to the next (default: {DEFAULT_K1}, or --k2 or --chunk if less)"),
         ("--k2", _count, _UNTOLD, "N",
          "steps that a window's losses travel back at most, at least --k1 (default: --k1)"),
         ("--adaptive", _share, _UNTOLD, "TOLERANCE",
@@ -205,7 +206,8 @@ _TEXT: dict[str, list[Option]] = {
          "no truncation inside a chunk: all credit travels back to its beginning (default: truncated)"),
     ],
     "training": [
-        ("--steps", _count, 1800, "N", "chunks to train on, an update each"),
+        ("--steps", _count, 1800, "N", "chunks to train on, an update each; more than a checkpoint's lengthen its "
+         "training, with the learning rate of so many"),
         ("--devices", _count, _UNTOLD, "N", "devices that the streams are divided among, on a CPU a core each "
          "(default: as many as divide --batch with 8 streams each; 1 with --online)"),
         ("--online", bool, _UNTOLD, "", "an update every --k1 steps of a chunk, each by one window with the newest "

@@ -21,7 +21,7 @@ import jax_bptt as jb
 from jax_bptt import plots
 from jax_bptt.batching import Batch, buckets
 from jax_bptt.command import terminal
-from jax_bptt.command.arguments import CELLS, chosen_optimizer, digits_arguments
+from jax_bptt.command.arguments import CELLS, chosen_optimizer
 from jax_bptt.command.gradient_check import Gradient
 from jax_bptt.training import TrainState
 
@@ -56,9 +56,8 @@ def images() -> tuple[list[Image], list[Image]]:
     return made[TEST:], made[:TEST]
 
 
-def prepare_digits(argv: Sequence[str]) -> Callable[[], None]:
+def prepare_digits(arguments: argparse.Namespace) -> Callable[[], None]:
     """What runs once the arguments make sense."""
-    arguments = digits_arguments(argv)
     training, test = images()
     return lambda: _run_digits(arguments, training, test)
 
@@ -70,10 +69,10 @@ def _run_digits(arguments: argparse.Namespace, training: list[Image], test: list
     out.print(f"images: {len(training):,} to train on, {len(test)} to test on, {STEPS} steps of one pixel each")
     out.print(f"model:  {arguments.cell}, {arguments.hidden} units, {size:,} parameters\n")
     curves, gradients = {}, _gradients_by_name(model, arguments.k2)
-    with terminal.progress(out, arguments.epochs * len(gradients), terminal.IMAGES) as advance:
-        for i, (name, gradient) in enumerate(gradients.items()):
+    for name, gradient in gradients.items():
+        with terminal.progress(out, arguments.epochs, terminal.IMAGES, name=name) as advance:
             for curve in train_digits(arguments, model, gradient, training, test):
-                curves[name], epochs = curve, i * arguments.epochs + len(curve.accuracy)
+                curves[name], epochs = curve, len(curve.accuracy)
                 advance(epochs, 100 * curve.accuracy[-1], epochs * len(training))
     rows = [(name, f"{100 * c.accuracy[-1]:.1f} %", terminal.seconds(c.seconds)) for name, c in curves.items()]
     out.print()

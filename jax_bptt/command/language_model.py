@@ -1,6 +1,6 @@
 """A character-level language model, its training, and what to measure of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,13 @@ import numpy as np
 
 import jax_bptt as jb
 from jax_bptt.command.text import Corpus
+from jax_bptt.model import PyTree
 from jax_bptt.training import Adaptive, TrainState, Update
 
 LOSS = jb.losses.softmax_cross_entropy
+
+MEASUREMENTS = 10
+"""How often the model is measured on held-out text while it is trained."""
 
 
 class TextTask(NamedTuple):
@@ -29,17 +33,27 @@ class Training(NamedTuple):
     state: TrainState
     bits: np.ndarray  # bits per character of each chunk that was trained on, [number of chunks]
     horizons: np.ndarray  # with which it was, in steps, where that adapts, else 0, [number of chunks]
+    held_out: np.ndarray  # bits per character of held-out text after it, NaN where not measured, [number of chunks]
 
 
 def train_language_model(
-    task: TextTask, update: Update, begin: TrainState, training: Training, steps: int
+    task: TextTask,
+    update: Update,
+    begin: TrainState,
+    training: Training,
+    steps: int,
+    measure: Callable[[PyTree], float],
 ) -> Iterator[tuple[Training, float]]:
     """Train until `steps` chunks were read, the state carried from chunk to chunk and begun anew with the text.
+
+    Args:
+        measure: what is to be told of the params `MEASUREMENTS` times, the last one at the end.
 
     Yields:
         After each chunk how far training came, and the norm of the gradient.
     """
     jitted, chunks = jax.jit(update), len(task.inputs)
+    measured = {max(1, round(steps * (i + 1) / MEASUREMENTS)) for i in range(MEASUREMENTS)}
     while len(training.bits) < steps:
         state, chunk = training.state, len(training.bits) % chunks
         if chunk == 0:
@@ -47,7 +61,9 @@ def train_language_model(
         state, metrics = jitted(state, task.inputs[chunk], task.targets[chunk])
         bits = float(np.mean(metrics.loss)) / np.log(2)
         horizon = int(state.carry.horizon) if isinstance(state.carry, Adaptive) else 0
-        training = Training(state, np.append(training.bits, bits), np.append(training.horizons, horizon))
+        held_out = measure(state.params) if len(training.bits) + 1 in measured else np.nan
+        told = (bits, horizon, held_out)
+        training = Training(state, *(np.append(*pair) for pair in zip(training[1:], told, strict=True)))
         yield training, float(np.mean(metrics.gradient_norm))
 
 
@@ -57,12 +73,20 @@ def _from_the_outset(state: TrainState, begin: TrainState) -> TrainState:
     return state._replace(carry=carry._replace(state=begin.carry.state) if isinstance(carry, Adaptive) else begin.carry)
 
 
-def held_out_bits(model: jb.Cell, params: Any, ids: np.ndarray) -> float:
-    """Bits per character of one long text, read from its beginning; from the third character on, as for a trigram."""
-    evaluate = jax.jit(jb.training.evaluate(model, LOSS))
+def held_out_bits(task: TextTask) -> Callable[[PyTree], float]:
+    """Bits per character of the held-out text, read from its beginning; from the third character on, as for a trigram.
+
+    Returns:
+        What tells it of params that are on one device, compiled once.
+    """
+    evaluate, ids = jax.jit(jb.training.evaluate(task.model, LOSS)), task.corpus.held_out
     mask = np.arange(len(ids) - 1) > 0
-    loss, _ = evaluate(params, model.initial_state(1), ids[:-1, None], ids[1:, None], mask)
-    return float(loss / np.log(2))
+
+    def measure(params: PyTree) -> float:
+        loss, _ = evaluate(params, task.model.initial_state(1), ids[:-1, None], ids[1:, None], mask)
+        return float(loss / np.log(2))
+
+    return measure
 
 
 def credit_over_time(task: TextTask, params: Any) -> np.ndarray:

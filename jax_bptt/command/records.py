@@ -14,22 +14,34 @@ import numpy as np
 from jax_bptt.command.language_model import Training
 from jax_bptt.training import TrainState
 
+_TOLD = (np.float64, np.int64, np.float64)
+"""The dtypes of what `Training` tells of each chunk."""
 
-def find_checkpoint(path: str | None, settings: dict[str, Any], begin: TrainState, steps: int) -> Training | None:
-    """How far training came by the newest checkpoint; None where there is none, or none was asked for."""
+
+def find_checkpoint(path: str | None, settings: dict[str, Any], begin: TrainState) -> Training | None:
+    """How far training came by the newest checkpoint; None where there is none, or none was asked for.
+
+    Args:
+        settings: what was trained; `"steps"` among them, of which a checkpoint may have had fewer: training is
+            lengthened then.
+    """
     if path is None:
         return None
     from jax_bptt import checkpoint  # needs an extra of its own
 
-    found = checkpoint.restore(path, settings, (begin, np.zeros(steps), np.zeros(steps, int)))
+    saved = checkpoint.newest(path)
+    if saved is not None and saved[1].get("steps", 0) < settings["steps"]:
+        settings = settings | {"steps": saved[1].get("steps", 0)}
+    told = tuple(np.zeros(settings["steps"], dtype) for dtype in _TOLD)
+    found = checkpoint.restore(path, settings, (begin, *told))
     if found is None:
         return None
-    step, (state, bits, horizons) = found
-    return Training(jax.tree.map(jnp.asarray, state), np.asarray(bits)[:step], np.asarray(horizons)[:step])
+    step, (state, *told) = found
+    return Training(jax.tree.map(jnp.asarray, state), *(np.array(each)[:step] for each in told))
 
 
 @contextmanager
-def keep_checkpoints(path: str | None, settings: dict[str, Any], steps: int) -> Iterator[Callable[[Training], None]]:
+def keep_checkpoints(path: str | None, settings: dict[str, Any]) -> Iterator[Callable[[Training], None]]:
     """Saves how far training came, if that was asked for."""
     if path is None:
         yield lambda training: None
@@ -40,7 +52,7 @@ def keep_checkpoints(path: str | None, settings: dict[str, Any], steps: int) -> 
 
         def keep(training: Training) -> None:
             step = len(training.bits)
-            save(step, (training.state, *(np.pad(told, (0, steps - step)) for told in training[1:])))
+            save(step, (training.state, *(np.pad(told, (0, settings["steps"] - step)) for told in training[1:])))
 
         yield keep
 

@@ -15,8 +15,11 @@ from rich.text import Text
 
 from jax_bptt.command.gradient_check import Comparison
 
-#: How many lines tell the progress where there is no terminal.
+#: How many lines tell the progress of so many steps in all, where there is no terminal.
 PLAIN_LINES = 10
+
+#: In fewer columns a line of progress leaves out how fast it goes, and the bar.
+NARROW = 80
 
 Advance = Callable[[int, float, int], None]
 """`advance(step, figure, read)`: the number of steps made, the recent figure, how much was read in this run."""
@@ -25,27 +28,32 @@ Advance = Callable[[int, float, int], None]
 class Told(NamedTuple):
     """What the progress tells: a figure, and of what so much is read a second; each in words, and short."""
 
+    step: str
     figure: tuple[str, str]
     unit: tuple[str, str]
 
 
-CHARACTERS = Told(("bits per character", "bits/char"), ("characters", "chars"))
-IMAGES = Told(("% of test images told right", "% right"), ("images", "images"))
+CHARACTERS = Told("step", ("bits per character", "bits/char"), ("characters", "chars"))
+IMAGES = Told("epoch", ("% of test images told right", "% right"), ("images", "images"))
 
 
 def console() -> Console:
-    """The console that writes to stdout, never with colours or control characters where that is no terminal."""
+    """The console that writes to stdout: as wide as a terminal is, and plain lines, however long, where there is none.
+
+    NO_COLOR in the environment leaves colours out.
+    """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a text may hold what the terminal's encoding does not
     terminal = sys.stdout.isatty()
-    return Console(highlight=False, markup=False, soft_wrap=True, force_terminal=terminal, no_color=not terminal)
+    no_color = None if terminal else True
+    return Console(highlight=False, markup=False, force_terminal=terminal, no_color=no_color, soft_wrap=not terminal)
 
 
 def print_table(to: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first column is text and whose others are figures."""
     made = Table()
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     to.print(Text(title, style="bold"))
@@ -87,7 +95,7 @@ def mebibytes(value: float) -> str:
 
 
 @contextmanager
-def progress(to: Console, steps: int, told: Told, before: int = 0) -> Iterator[Advance]:
+def progress(to: Console, steps: int, told: Told, before: int = 0, name: str = "training") -> Iterator[Advance]:
     """The progress of so many steps, `before` of them in an earlier run: a live bar, or `PLAIN_LINES` lines."""
     started = time.perf_counter()
 
@@ -97,9 +105,12 @@ def progress(to: Console, steps: int, told: Told, before: int = 0) -> Iterator[A
     if to.is_terminal:
         fields = [TextColumn(f"{{task.fields[{name}]}}", table_column=Column()) for name in ("figure", "speed")]
         count, left = TextColumn("{task.completed}/{task.total}"), TextColumn("left")
-        columns = TextColumn("training"), BarColumn(bar_width=None), count, *fields, left, TimeRemainingColumn()
+        columns = [TextColumn(name), BarColumn(bar_width=None), count, *fields, left, TimeRemainingColumn()]
+        if to.width < NARROW:
+            to.print(f"{name}:")
+            columns = [count, fields[0], TimeRemainingColumn()]
         with Progress(*columns, console=to, expand=True) as bar:
-            task = bar.add_task("training", total=steps, completed=before, figure="", speed="")
+            task = bar.add_task(name, total=steps, completed=before, figure="", speed="")
 
             def update(step: int, figure: float, read: int) -> None:
                 in_words = f"{figure:.3f} {told.figure[1]}", f"{speed(read):,.0f} {told.unit[1]}/s"
@@ -114,7 +125,7 @@ def progress(to: Console, steps: int, told: Told, before: int = 0) -> Iterator[A
         if step in shown:
             left = (time.perf_counter() - started) / (step - before) * (steps - step)
             to.print(
-                f"step {step:>{len(str(steps))}} of {steps}: {figure:.3f} {told.figure[0]}, "
+                f"{name}: {told.step} {step:>{len(str(steps))}} of {steps}: {figure:.3f} {told.figure[0]}, "
                 f"{speed(read):,.0f} {told.unit[0]}/s, {left:.0f} s left"
             )
 

@@ -29,7 +29,7 @@ def python_reference() -> str:
 
 
 def read(path: str | Path) -> str:
-    """The text of a UTF-8 file.
+    """The text of a UTF-8 file, its lines ended as Python's are, whatever system wrote it.
 
     Raises:
         OSError: if the file cannot be read.
@@ -37,10 +37,11 @@ def read(path: str | Path) -> str:
     """
     data = Path(path).read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02x} at offset {error.start}"
         raise ValueError(f"{path}: found {found}, expected UTF-8 text") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def corpus(text: str, held_out: float = 0.1) -> Corpus:

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -20,9 +20,10 @@ from rich.console import Console
 import jax_bptt as jb
 from jax_bptt import plots
 from jax_bptt.command import devices, language_model, ngrams, records, terminal, text
-from jax_bptt.command.arguments import ADAPT_EVERY, CELLS, chosen_optimizer, text_arguments
+from jax_bptt.command.arguments import ADAPT_EVERY, CELLS, chosen_optimizer
 from jax_bptt.command.gradient_check import Gradient, compare_gradients, distance
 from jax_bptt.command.language_model import LOSS, TextTask, Training, first_chunk
+from jax_bptt.model import PyTree
 from jax_bptt.training import TrainState, Update
 
 Refuse = Callable[[str], NoReturn]  # with a message about an argument
@@ -39,19 +40,18 @@ class TextRun(NamedTuple):
     settings: dict[str, Any]  # what the parameters at the end depend on
 
 
-def prepare_text(argv: Sequence[str]) -> Callable[[], None]:
+def prepare_text(arguments: argparse.Namespace, refuse: Refuse) -> Callable[[], None]:
     """What runs once the arguments make sense; where they do not, exits with what is wrong, and writes nothing."""
-    arguments, refuse = text_arguments(argv)
     mesh = None if arguments.online else devices.over(arguments.devices, arguments.batch, refuse)
     task = _text_task(arguments, refuse)
     run = TextRun(arguments, task, mesh, *_update(task, arguments, mesh), _settings(task, arguments))
     try:
-        found = records.find_checkpoint(arguments.checkpoint, run.settings, run.begin, arguments.steps)
+        found = records.find_checkpoint(arguments.checkpoint, run.settings, run.begin)
     except ValueError as error:
         refuse(f"--checkpoint: {error}")
     if found is None and arguments.resume:
         refuse(f"--resume: found no checkpoint in {arguments.checkpoint}, expected one to go on from")
-    return lambda: _run_text(run, found or Training(run.begin, np.zeros(0), np.zeros(0, int)))
+    return lambda: _run_text(run, found or Training(run.begin, np.zeros(0), np.zeros(0, int), np.zeros(0)))
 
 
 def _text_task(arguments: argparse.Namespace, refuse: Refuse) -> TextTask:
@@ -163,6 +163,11 @@ def _print_task(run: TextRun, out: Console) -> None:
         f"model: {arguments.cell}, {arguments.layers} x {arguments.hidden} units, {size:,} parameters; "
         f"chunks of {chunk} steps, {batch} streams, {chunks} chunks a pass"
     )
+    if not arguments.online:
+        for name in ("k1", "k2"):
+            if getattr(arguments, name) > chunk:
+                told = f"--{name} {getattr(arguments, name)} is more than --chunk {chunk}"
+                out.print(f"{told}: credit travels back to the beginning of a chunk, and no further")
     if run.mesh is not None:
         out.print(f"runs on {run.mesh.size} devices, {batch // run.mesh.size} streams on each")
     out.print()
@@ -190,14 +195,20 @@ def _check_gradient(run: TextRun, out: Console) -> None:
 
 def _train_text(run: TextRun, training: Training, out: Console) -> Training:
     """Train until the end or until Ctrl-C, and tell and keep how far it came."""
-    arguments, before = run.arguments, len(training.bits)
+    arguments, before, bits_of = run.arguments, len(training.bits), language_model.held_out_bits(run.task)
+
+    def measure(params: PyTree) -> float:
+        return bits_of(devices.on_one(params))
+
     with (
         terminal.progress(out, arguments.steps, terminal.CHARACTERS, before) as advance,
         terminal.interruptible() as interrupted,
-        records.keep_checkpoints(arguments.checkpoint, run.settings, arguments.steps) as save,
+        records.keep_checkpoints(arguments.checkpoint, run.settings) as save,
         records.keep_log(arguments.log, before) as log,
     ):
-        chunks = language_model.train_language_model(run.task, run.update, run.begin, training, arguments.steps)
+        chunks = language_model.train_language_model(
+            run.task, run.update, run.begin, training, arguments.steps, measure
+        )
         for training, gradient_norm in chunks:
             steps, ends = len(training.bits), interrupted()
             advance(steps, float(training.bits[-20:].mean()), (steps - before) * run.task.inputs[0].size)
@@ -206,6 +217,9 @@ def _train_text(run: TextRun, training: Training, out: Console) -> Training:
                 save(training)
             if ends:
                 break
+    if np.isnan(training.held_out[-1]):  # it ended early
+        measured = np.append(training.held_out[:-1], measure(training.state.params))
+        training = training._replace(held_out=measured)
     return training
 
 
@@ -217,7 +231,7 @@ def _report(run: TextRun, training: Training, out: Console) -> None:
         "bigram": ngrams.bigram_bits(task.corpus),
         "interpolated trigram": ngrams.trigram_bits(task.corpus),
     }
-    learnt = language_model.held_out_bits(task.model, params, task.corpus.held_out)
+    learnt = float(training.held_out[-1])
     rows = [(name, f"{bits:.3f}") for name, bits in [*counted.items(), (f"this {run.arguments.cell}", learnt)]]
     out.print()
     terminal.print_table(out, "Held-out text", ("model", "bits per character"), rows)
@@ -231,7 +245,9 @@ def _report(run: TextRun, training: Training, out: Console) -> None:
     of = {"before training": untrained, "after training": params}
     norms = {name: language_model.credit_over_time(task, params).tolist() for name, params in of.items()}
     horizons = training.horizons.tolist() if run.arguments.adaptive is not None else None
-    plots.report(run.arguments.out, read, training.bits.tolist(), learnt, counted, norms, horizons)
+    here = np.isfinite(training.held_out)
+    measured = np.asarray(read)[here].tolist(), training.held_out[here].tolist()
+    plots.report(run.arguments.out, read, training.bits.tolist(), measured, counted, norms, horizons)
 
 
 def _print_sample(run: TextRun, params: Any, out: Console) -> None:
@@ -239,4 +255,4 @@ def _print_sample(run: TextRun, params: Any, out: Console) -> None:
     key, prompt = _keys(arguments)[1], jnp.asarray(corpus.held_out[: arguments.chunk])
     drawn = language_model.sample(model, params, key, prompt, arguments.sample, arguments.temperature)
     out.print(f"\nSample at temperature {arguments.temperature:g}:\n")
-    out.print(terminal.printable(text.decode(corpus.vocabulary, np.asarray(drawn).tolist())))
+    out.print(terminal.printable(text.decode(corpus.vocabulary, np.asarray(drawn).tolist())), soft_wrap=True)

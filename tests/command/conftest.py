@@ -13,7 +13,7 @@ def _shared_compilations(tmp_path_factory):
 
 
 @pytest.fixture
-def small_text(tmp_path):
+def small_text(tmp_path, unoptimised):
     path = tmp_path / "small.txt"
     path.write_text(text.python_reference()[:30_000] + "\x1b[31m\x07\ttab é", encoding="utf-8")
     return str(path)

@@ -5,12 +5,26 @@ from pathlib import Path
 
 
 def test_what_is_missing_is_named(tmp_path):
-    for module in ("rich", "matplotlib"):
-        code = f"import sys; sys.modules['{module}'] = None; from jax_bptt.__main__ import main; sys.exit(main([]))"
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    for module, name in (("rich", "rich.console"), ("matplotlib", "matplotlib.axes")):
+        done = _without([module], [], tmp_path)
         assert done.returncode == 1
-        assert "the command needs pip install 'jax_bptt[cli]'" in done.stderr
-        assert "Traceback" not in done.stderr
+        assert done.stderr == (
+            f"jax-bptt: found no module {name}, which the command needs: pip install 'jax_bptt[cli]'\n"
+        )
+
+
+def test_help_is_there_without_any_extra(tmp_path):
+    for arguments in (["--help"], ["digits", "--help"]):
+        done = _without(["rich", "matplotlib", "sklearn", "orbax"], arguments, tmp_path)
+        assert done.returncode == 0
+        assert "pip install 'jax_bptt[cli]'" in done.stdout
+
+
+def _without(modules, arguments, cwd):
+    """The command where some modules are not installed."""
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({modules}))"
+    code = f"{hidden}; from jax_bptt.__main__ import main; sys.exit(main({arguments}))"
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=100)
 
 
 def test_the_installed_script_is_the_command():

@@ -12,10 +12,12 @@ def test_python_reference_is_long_and_always_the_same():
     assert whole == text.python_reference()
 
 
-def test_read_takes_utf8_with_and_without_a_byte_order_mark(tmp_path):
+def test_read_takes_utf8_of_any_system(tmp_path):
     for encoding in ("utf-8", "utf-8-sig"):
         (tmp_path / "text").write_text("größer ∂", encoding=encoding)
         assert text.read(tmp_path / "text") == "größer ∂"
+    (tmp_path / "text").write_bytes(b"of Windows\r\nof old\rof Unix\n")
+    assert text.read(tmp_path / "text") == "of Windows\nof old\nof Unix\n"
     (tmp_path / "text").write_bytes(b"abc\xff")
     with pytest.raises(ValueError, match="found byte 0xff at offset 3, expected UTF-8 text"):
         text.read(tmp_path / "text")
