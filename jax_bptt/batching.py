@@ -5,7 +5,8 @@
 
 Both take NumPy arrays, or what becomes such, and return a list of `Batch`es, time first, then batch, as the gradient
 functions have them: to loop over as it is, to shuffle, or to be the source of a loader. Padding repeats a step that is
-there, so that no model meets a number that is not of the data.
+there, so that no model meets a number that is not of the data. A state that grows without bound where a step is
+repeated is put back by `reset=~batch.mask`, and so makes no NaN in the masked steps.
 """
 
 from collections.abc import Sequence
@@ -76,7 +77,8 @@ def buckets(
 
     Returns:
         Batches of `[T, B]`, T one of the lengths; each sequence is in one of them. Where the sequences of a length do
-        not fill their last batch, copies of one of them do, which are masked.
+        not fill their last batch, copies of the longest of them do, which are masked (a mean over the steps of each
+        sequence has nothing to divide by there: weigh by `mask / np.maximum(mask.sum(0), 1)`).
 
     Raises:
         TypeError: if a size is no integer, or sequences differ in structure.
@@ -118,12 +120,12 @@ def buckets(
 def _padded(sequences: list[Any], index: np.ndarray, T: int, batch: int) -> Batch:
     """One batch of `[T, batch]`."""
     absent = batch - len(sequences)
+    steps = np.array([len(jax.tree.leaves(sequence)[0]) for sequence in sequences] + [0] * absent)
 
     def stack(*arrays):
         padded = [a[np.minimum(np.arange(T), len(a) - 1)] for a in arrays]
-        return np.stack(padded + padded[:1] * absent, axis=1)
+        return np.stack(padded + [padded[steps.argmax()]] * absent, axis=1)
 
-    steps = np.array([len(jax.tree.leaves(sequence)[0]) for sequence in sequences] + [0] * absent)
     return Batch(
         jax.tree.map(stack, *sequences), np.arange(T)[:, None] < steps, np.concatenate([index, np.full(absent, -1)])
     )

@@ -228,30 +228,31 @@ def truncation_bias(
     return figure
 
 
-def speeds(speeds: Mapping[str, Mapping[str, float]], *, ax: Axes | None = None) -> Figure:
-    """How fast others are beside ours: a group of bars for each task, a bar for each of the others.
+def times(times: Mapping[str, Mapping[str, float]], *, ax: Axes | None = None) -> Figure:
+    """How many times as long as ours others take: a group of bars for each task, a bar for each of the others.
 
     Args:
-        speeds: by task, by name of the other, its speed where ours is 1: time of ours / time of the other.
+        times: by task, by name of the other, its time where ours is 1; drawn on a logarithmic scale, from 1.
     """
-    figure, ax = _axes(ax, width=max(6, 0.15 * sum(map(len, speeds.values()))))
-    names = list(dict.fromkeys(name for others in speeds.values() for name in others))
+    figure, ax = _axes(ax, width=max(6, 0.15 * sum(map(len, times.values()))))
+    names = list(dict.fromkeys(name for others in times.values() for name in others))
     width = 0.8 / max(1, len(names))
     for i, name in enumerate(names):
-        places = [place for place, others in enumerate(speeds.values()) if name in others]
-        heights = [others[name] for others in speeds.values() if name in others]
-        color, hatch = COLORS[i % len(COLORS)], "//" if i >= len(COLORS) else None
+        here = {place: others[name] for place, others in enumerate(times.values()) if name in others}
         ax.bar(
-            [p + (i - (len(names) - 1) / 2) * width for p in places],
-            heights,
+            [place + (i - (len(names) - 1) / 2) * width for place in here],
+            [time - 1 for time in here.values()],
             width,
-            color=color,
-            hatch=hatch,
+            bottom=1,
+            color=COLORS[i % len(COLORS)],
+            hatch="//" if i >= len(COLORS) else None,
             label=name,
         )
     ax.axhline(1, color="black", linewidth=1.2, label="ours")
-    ax.set_xticks(range(len(speeds)), list(speeds), rotation=45, ha="right", fontsize="small")
-    ax.set(ylabel="speed beside ours; lower is slower", ylim=(0, None))
+    ax.set_yscale("log", base=2)
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}×"))
+    ax.set_xticks(range(len(times)), list(times), rotation=45, ha="right", fontsize="small")
+    ax.set(ylabel="times as long as ours")
     ax.legend(frameon=False, fontsize="small", ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 

@@ -36,6 +36,18 @@ def _forget_what_was_compiled():
 
 
 @pytest.fixture
+def as_users_have_it():
+    """Single precision, and ranks that are promoted."""
+    changed = {"jax_enable_x64": False, "jax_numpy_rank_promotion": "allow"}
+    before = {name: jax.config.values[name] for name in changed}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
 def unoptimised(monkeypatch):
     """Compile what is started as a process as the tests are: for one that runs but a few small steps."""
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}")

@@ -66,6 +66,27 @@ def test_padding_repeats_what_is_there():
     np.testing.assert_array_equal(chunk.data.T, [[0, 1, 1], [2, 2, 2]])
 
 
+def test_filler_is_of_the_longest_and_a_reset_keeps_padding_from_overflowing():
+    """A state that squares itself overflows where the last step of a short sequence is repeated."""
+    sequences = [(np.full((2, 1), 3.0), np.ones(2)), (np.full((40, 1), 0.1), np.ones(40))]
+    (batch,) = buckets(sequences, 5, lengths=1)
+    for leaf in jax.tree.leaves(batch.data):
+        np.testing.assert_array_equal(leaf[:, 2:], np.stack([leaf[:, 1]] * 3, axis=1))
+
+    def step(a, h, x):
+        return (h := a * h**2 + x[0]), h
+
+    gradient = jb.bptt(step, lambda output, target: (output - target) ** 2, reduction="mean")
+    got = gradient(1.0, jnp.zeros(5), *batch.data, mask=batch.mask, reset=~batch.mask)
+    alone = [
+        jb.bptt(step, lambda output, target: (output - target) ** 2)(1.0, jnp.zeros(1), x[:, None], y[:, None])
+        for x, y in sequences
+    ]
+    (loss, _), grads = got
+    losses, gradients = [loss for (loss, _), _ in alone], [grads for _, grads in alone]
+    assert difference((loss, grads), (sum(losses) / 42, sum(gradients) / 42)) < 1e-12
+
+
 def test_a_generator_shuffles_and_repeats():
     data = [np.full(n % 7 + 1, n) for n in range(50)]
     a, b, c = (buckets(data, 4, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))

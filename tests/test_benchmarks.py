@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,16 +13,7 @@ from tests.benchmarks import devices, gpu, scans, zoo
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    """Benchmarks are of single precision, and of others' cells, which promote ranks."""
-    changed = {"jax_enable_x64": False, "jax_numpy_rank_promotion": "allow"}
-    before = {name: jax.config.values[name] for name in changed}
-    for name, value in changed.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
 
 def test_quick_benchmark_runs_and_all_agree(tmp_path, capsys):

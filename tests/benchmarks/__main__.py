@@ -86,16 +86,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 json.dumps({"machine": machine, "rows": found}, indent=1) + "\n"
             )
     print(_summary(found))
-    speed = {
+    times = {
         f"{r['cell']}, B = {r['shape']['B']}, H = {r['shape']['H']}": {
-            c["name"]: r["contenders"][0]["seconds"] / c["seconds"] for c in r["contenders"][1:]
+            c["name"]: c["seconds"] / r["contenders"][0]["seconds"] for c in r["contenders"][1:]
         }
         for r in found
         if r["table"] in ("exact", "on a device")
     }
-    if speed:
-        plots.speeds(speed).savefig(options.out / "benchmark.png", dpi=150)
-    print(f"written: {options.out / 'benchmark.json'}" + (f", {options.out / 'benchmark.png'}" if speed else ""))
+    if times:
+        plots.times(times).savefig(options.out / "benchmark.png", dpi=150)
+    print(f"written: {options.out / 'benchmark.json'}" + (f", {options.out / 'benchmark.png'}" if times else ""))
     if options.device:
         print()
         zoo.main(["--quick", "--only", "spikes"] if options.quick else ["--repeats", str(repeats)])
