@@ -23,6 +23,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "notebooks/README.md", "notebooks/pictures", "jupyter_execute"]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"jax_bptt {version}"
 html_theme_options = {"source_repository": URLS["Homepage"], "source_branch": "main", "source_directory": "docs/"}
 

@@ -343,7 +343,8 @@ def arrays(name: str, tree: Any) -> Any:
                 return jnp.asarray(leaf)
         except TypeError:  # a NumPy array of objects
             pass
-        raise TypeError(f"{_path(name, path)}: found {describe(leaf)}, expected an array")
+        found = f"no more than {leaf}" if isinstance(leaf, jax.ShapeDtypeStruct) else describe(leaf)
+        raise TypeError(f"{_path(name, path)}: found {found}, expected an array")
 
     return jax.tree_util.tree_map_with_path(array, tree)
 

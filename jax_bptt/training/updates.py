@@ -132,7 +132,8 @@ def train_step(
 
     Returns:
         `update(train_state, xs, targets, *, mask=None, reset=None) -> (train_state, metrics)`, with xs, targets, mask
-        and reset as the gradient function has them. Pure, and not jitted.
+        and reset as the gradient function has them. Pure, and not jitted. Where `train_state` is donated, begin anew by
+        `train_state._replace(carry=…)` with a state that is made for it: one that is kept would be gone, too.
 
     Raises:
         TypeError: if the optimiser is not one of optax, or `gradient` is no function.

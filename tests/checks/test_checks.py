@@ -136,6 +136,8 @@ def test_axes_that_are_missing(refuses):
 def test_leaves_that_are_no_arrays(refuses):
     refuses(TypeError, r"params\['f'\]: found .*tanh.*, expected an array", params=GOOD["params"] | {"f": jnp.tanh})
     refuses(TypeError, r"targets\[0\]: found 'a' of type str, expected an array", targets=["a"])
+    shape = jax.ShapeDtypeStruct((T, B, I), "float32")
+    refuses(TypeError, r"xs: found no more than ShapeDtypeStruct\(.*, expected an array", xs=shape)
 
 
 def test_mask(refuses):
