@@ -82,7 +82,8 @@ def buckets(
 
     Raises:
         TypeError: if a size is no integer, or sequences differ in structure.
-        ValueError: if a size is less than 1, there are no sequences, or one is empty or longer than all lengths.
+        ValueError: if a size is less than 1, there are no sequences, or one is empty, longer than all lengths, or of
+            other shapes or dtypes than the first.
     """
     batch = check_count("batch", batch)
     sequences = [jax.tree.map(np.asarray, sequence) for sequence in sequences]
@@ -95,6 +96,11 @@ def buckets(
                 f"{jax.tree.structure(sequences[0])}"
             )
     steps = np.array([_length(f"sequences[{i}]", sequence) for i, sequence in enumerate(sequences)])
+    for i, sequence in enumerate(sequences):
+        shapes = [[(leaf.shape[1:], leaf.dtype) for leaf in jax.tree.leaves(of)] for of in (sequence, sequences[0])]
+        if shapes[0] != shapes[1]:
+            found, expected = ([f"{dtype}{['T', *shape]}" for shape, dtype in of] for of in shapes)
+            raise ValueError(f"sequences[{i}]: found {found}, expected {expected} as of the first")
     if isinstance(lengths, Sequence | np.ndarray):
         ends = np.unique([check_count("lengths", length) for length in lengths])
     else:

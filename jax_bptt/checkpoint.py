@@ -15,7 +15,7 @@ Needs orbax: `pip install 'jax_bptt[checkpoint]'`.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jax_bptt.checks.options import check_count, describe
 from jax_bptt.engine.leaves import is_key
 
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -38,29 +39,29 @@ def restore(directory: str | Path, settings: Mapping[str, Any], like: Any) -> tu
 
     Args:
         directory: where checkpoints are, if there are any.
-        settings: what was trained, as `saver` was given it: a dict that JSON can hold.
+        settings: what was trained, as `saver` was given it: a dict of what JSON can hold.
         like: a pytree of arrays, of the structure, shapes and dtypes of the one saved.
 
     Returns:
         Its step, and the tree; None where the directory does not exist or has no checkpoint.
 
     Raises:
-        ValueError: if there is anything but checkpoints in the directory, if the newest was made with other settings,
-            or if it is damaged.
+        TypeError: if the settings are no dict of what JSON can hold.
+        ValueError: if there is anything but checkpoints in the directory, if the newest was made with other settings
+            or is of other arrays, or if it is damaged.
     """
-    found = _newest(directory)
+    settings, found = _as_json(settings), _newest(directory)
     if found is None:
         return None
-    path, (step, saved, digest) = Path(directory), found
-    wanted = json.loads(json.dumps(settings))
+    path, (step, described) = Path(directory), found
+    _check_settings(path, described["settings"], settings)
+    saved, wanted = described["arrays"], _arrays(like)
     if saved != wanted:
-        others = [name for name in sorted({*saved, *wanted}) if saved.get(name) != wanted.get(name)]
-        raise ValueError(
-            f"found a checkpoint of another run in {path}: "
-            + ", ".join(f"{name} was {saved.get(name)!r} and is {wanted.get(name)!r}" for name in others)
-        )
+        name = next(name for name in (*saved, *wanted) if saved.get(name) != wanted.get(name))
+        found, expected = (of.get(name, "nothing") for of in (wanted, saved))
+        raise ValueError(f"like{name}: found {found}, expected {expected} as in {path / str(step)}")
     tree = _read(path, step, state=ocp.args.StandardRestore(like)).state
-    if _digest(tree) != digest:
+    if _digest(tree) != described["digest"]:
         raise _damaged(path, step)
     return step, tree
 
@@ -75,18 +76,37 @@ def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
         ValueError: if there is anything but checkpoints in the directory, or if the newest is damaged.
     """
     found = _newest(directory)
-    return None if found is None else found[:2]
+    return None if found is None else (found[0], found[1]["settings"])
 
 
 @contextmanager
-def saver(directory: str | Path, settings: Mapping[str, Any]) -> Iterator[Callable[[int, Any], None]]:
-    """A function `save(step, tree)`, which keeps the newest two checkpoints; `restore` wants the same settings."""
+def saver(
+    directory: str | Path, settings: Mapping[str, Any], *, free: Sequence[str] = ()
+) -> Iterator[Callable[[int, Any], None]]:
+    """A function `save(step, tree)`, which keeps the newest two checkpoints and returns when they are written.
+
+    Args:
+        directory: where they go; made if it is not there.
+        settings: what is trained, a dict of what JSON can hold; `restore` wants the same.
+        free: names of those that may be other than in the checkpoints that are there.
+
+    Raises:
+        TypeError: if the settings are no dict of what JSON can hold, or a step is no integer.
+        ValueError: if there are checkpoints with other settings in the directory, or anything else; and by `save` if
+            a step is not more than that of the newest.
+    """
+    settings, found = _as_json(settings), _newest(directory)
+    if found is not None:
+        _check_settings(Path(directory), found[1]["settings"], settings, free)
     path = Path(directory).resolve()
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False, todelete_subdir=DELETED)
     with ocp.CheckpointManager(path, options=options) as manager:
 
         def save(step: int, tree: Any) -> None:
-            described = {"settings": dict(settings), "digest": _digest(tree)}
+            step, newest_step = check_count("step", step, 0), manager.latest_step()
+            if newest_step is not None and step <= newest_step:
+                raise ValueError(f"step: found {step}, expected more than {newest_step}, the newest in {path}")
+            described = {"settings": settings, "digest": _digest(tree), "arrays": _arrays(tree)}
             manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), settings=ocp.args.JsonSave(described))
             )
@@ -96,8 +116,24 @@ def saver(directory: str | Path, settings: Mapping[str, Any]) -> Iterator[Callab
         yield save
 
 
-def _newest(directory: str | Path) -> tuple[int, dict[str, Any], str] | None:
-    """Step, settings and digest of the newest checkpoint."""
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(dict(settings)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"settings: found {describe(settings)}, expected a dict of what JSON can hold") from error
+
+
+def _check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any], free: Sequence[str] = ()) -> None:
+    others = [name for name in sorted({*saved, *wanted} - {*free}) if saved.get(name) != wanted.get(name)]
+    if others:
+        raise ValueError(
+            f"found a checkpoint of another run in {path}: "
+            + ", ".join(f"{name} was {saved.get(name)!r} and is {wanted.get(name)!r}" for name in others)
+        )
+
+
+def _newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
+    """Step of the newest checkpoint, and what is told of it: settings, digest and arrays."""
     path = Path(directory)
     if not path.exists():
         return None
@@ -106,15 +142,14 @@ def _newest(directory: str | Path) -> tuple[int, dict[str, Any], str] | None:
     names = sorted(entry.name for entry in path.iterdir() if TEMPORARY not in entry.name)
     foreign = [name for name in names if not name.isdecimal() or not (path / name / "settings").is_dir()]
     if foreign:
-        raise ValueError(f"found {foreign[0]} in {path}, expected checkpoints of this command and nothing else")
+        raise ValueError(f"found {foreign[0]} in {path}, expected checkpoints and nothing else")
     if not names:
         return None
     step = max(map(int, names))
     described = _read(path, step, settings=ocp.args.JsonRestore()).settings
-    try:
-        return step, described["settings"], described["digest"]
-    except (KeyError, TypeError) as error:
-        raise _damaged(path, step) from error
+    if not isinstance(described, dict) or not described.keys() >= {"settings", "digest", "arrays"}:
+        raise _damaged(path, step)
+    return step, described
 
 
 def _read(path: Path, step: int, **parts: Any) -> Any:
@@ -130,6 +165,14 @@ def _damaged(path: Path, step: int) -> ValueError:
     return ValueError(
         f"found {path / str(step)} damaged; remove it to go on from an earlier checkpoint, if there is one"
     )
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """Dtype and shape of each leaf, by where it is."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{[*leaf.shape]}" if hasattr(leaf, "dtype") else type(leaf).__name__
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _digest(tree: Any) -> str:

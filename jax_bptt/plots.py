@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
 from jax_bptt.checks.options import check_if_truncated, describe
 from jax_bptt.diagnostics import TruncationBias
@@ -250,10 +250,11 @@ def times(times: Mapping[str, Mapping[str, float]], *, ax: Axes | None = None) -
         )
     ax.axhline(1, color="black", linewidth=1.2, label="ours")
     ax.set_yscale("log", base=2)
+    ax.yaxis.set_major_locator(FixedLocator([n * 2.0**k for k in range(-4, 8) for n in (1, 1.5)]))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}×"))
     ax.set_xticks(range(len(times)), list(times), rotation=45, ha="right", fontsize="small")
     ax.set(ylabel="times as long as ours")
-    ax.legend(frameon=False, fontsize="small", ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
+    ax.legend(frameon=False, fontsize="small", ncols=5, loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 
 

@@ -138,6 +138,7 @@ def test_bucketed_gradients_are_those_of_the_sequences_and_compile_once_a_length
         (lambda: buckets([], 1), ValueError, "sequences: found none"),
         (lambda: buckets([np.arange(3), ()], 1), TypeError, r"sequences\[1\]: found structure"),
         (lambda: buckets([np.arange(3), np.arange(0)], 1), ValueError, r"sequences\[1\]: found shape \(0,\)"),
+        (lambda: buckets((np.ones((4, 3, 2)), np.ones((4, 3))), 1), ValueError, r"sequences\[1\]: found .*\['T', 3\]"),
         (lambda: buckets([np.arange(3)], 1, lengths=[2]), ValueError, r"lengths: found \[2\], expected one of at l"),
         (lambda: buckets([np.arange(3)], 1, lengths=0), ValueError, "lengths: found 0, expected at least 1"),
     ],

@@ -106,6 +106,53 @@ def test_the_newest_is_described(tree, tmp_path):
     assert checkpoint.newest(tmp_path / "c") == (4, SETTINGS)
 
 
+def test_other_arrays_are_told_from_damage(tree, tmp_path):
+    save(tmp_path, tree)
+    state, bits = tree
+    others = {
+        r"like\[0\]\.params\['w'\]: found float64\[3, 3\], expected float64\[2, 3\] as in .*3$": state._replace(
+            params={"w": jnp.zeros((3, 3))}
+        ),
+        r"like\[0\]\.params\['w'\]: found nothing, expected float64\[2, 3\]": state._replace(params={}),
+        r"like\[0\]\.params\['w'\]: found float32\[2, 3\], expected float64": state._replace(
+            params={"w": jnp.zeros((2, 3), "float32")}
+        ),
+    }
+    for message, other in others.items():
+        with pytest.raises(ValueError, match=message):
+            checkpoint.restore(tmp_path, SETTINGS, (other, bits))
+
+
+def test_nothing_is_overwritten_or_mixed(tree, tmp_path):
+    save(tmp_path, tree, steps=(5,))
+    before = contents(tmp_path)
+    for settings in (SETTINGS | {"lr": 0.2}, {}):
+        with (
+            pytest.raises(ValueError, match=r"found a checkpoint of another run in .*: .*lr was 0\.1 and is"),
+            checkpoint.saver(tmp_path, settings),
+        ):
+            pass
+    for step, error, message in (
+        (5, ValueError, "step: found 5, expected more than 5, the newest in"),
+        (3, ValueError, "step: found 3, expected more than 5"),
+        (-1, ValueError, "step: found -1, expected at least 0"),
+        (6.5, TypeError, "step: found 6.5 of type float, expected an integer"),
+    ):
+        with checkpoint.saver(tmp_path, SETTINGS) as saved, pytest.raises(error, match=message):
+            saved(step, tree)
+    assert contents(tmp_path) == before
+    with checkpoint.saver(tmp_path, SETTINGS | {"steps": 9}, free=["steps"]) as saved:
+        saved(6, tree)
+    assert checkpoint.newest(tmp_path) == (6, SETTINGS | {"steps": 9})
+
+
+@pytest.mark.parametrize("settings", [{"f": jnp.tanh}, {"w": np.ones(2)}, "gru"])
+def test_settings_are_what_json_can_hold(settings, tree, tmp_path):
+    for call in (lambda: checkpoint.restore(tmp_path, settings, tree), checkpoint.saver(tmp_path, settings).__enter__):
+        with pytest.raises(TypeError, match=r"settings: found .*, expected a dict of what JSON can hold"):
+            call()
+
+
 def spoil(path):
     """Change one byte in the middle."""
     data = bytearray(path.read_bytes())
@@ -168,7 +215,7 @@ def test_a_directory_of_something_else_is_refused(entry, tree, tmp_path):
         (tmp_path / entry).mkdir()
         (tmp_path / entry / "weights").write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=f"found {entry} in .*, expected checkpoints of this command and nothing else"):
+    with pytest.raises(ValueError, match=f"found {entry} in .*, expected checkpoints and nothing else"):
         checkpoint.restore(tmp_path, SETTINGS, tree)
     assert contents(tmp_path) == before
 
@@ -177,3 +224,5 @@ def test_a_file_is_no_directory(tree, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"found the file .*, expected a directory"):
         checkpoint.restore(tmp_path / "file", SETTINGS, tree)
+    with pytest.raises(ValueError, match=r"found the file .*, expected a directory"):
+        checkpoint.saver(tmp_path / "file", SETTINGS).__enter__()

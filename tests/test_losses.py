@@ -38,3 +38,10 @@ def test_bad_targets_are_named():
         jb.losses.softmax_cross_entropy(np.zeros(2), np.zeros(()))
     with pytest.raises(ValueError, match=r"target: found labels of shape \(2,\) for an output of shape \(2,\)"):
         jb.losses.softmax_cross_entropy(np.zeros(2), np.zeros(2, int))
+
+
+def test_targets_that_were_forgotten_are_named():
+    with pytest.raises(TypeError, match=r"target: found None, expected an array of shape \(\), as the output"):
+        jb.losses.squared_error(1.0, None)
+    with pytest.raises(TypeError, match="target: found None, expected integer labels"):
+        jb.losses.softmax_cross_entropy(np.zeros(2), None)

@@ -48,7 +48,7 @@ def keep_checkpoints(path: str | None, settings: dict[str, Any]) -> Iterator[Cal
         return
     from jax_bptt import checkpoint
 
-    with checkpoint.saver(path, settings) as save:
+    with checkpoint.saver(path, settings, free=["steps"]) as save:
 
         def keep(training: Training) -> None:
             step = len(training.bits)

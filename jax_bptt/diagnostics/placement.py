@@ -61,24 +61,26 @@ class Placement(NamedTuple):
         if self.traffic.opaque:
             return "whole, as by jax.grad: there is something costly in it that is no product"
         moved, saved = (
-            f"{whole:.0f} bytes whole, {cut:.0f} cut"
+            f"{cut:.0f} bytes cut, {whole:.0f} left whole"
             for whole, cut in (
                 (self.traffic.whole, self.traffic.cut),
                 (self.traffic.saved_whole, self.traffic.saved_cut),
             )
         )
         plan = "whole, as by jax.grad" if self.whole else "cut into these rooms"
-        return f"{plan}: a time step moves {moved}, and {saved} are saved of it"
+        return f"{plan}: a time step moves {moved}, and for the backward pass it saves {saved}"
 
 
-def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placement:
+def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree = None, *, length: int | None = None) -> Placement:
     """What of a step runs where, and why, where all gradients are asked for, of a loss that all outputs count in.
 
         h_t, ŷ_t = step(θ, h_{t−1}, x_t),    δ_{t−1} = credit_{t−1} + (∂h_t/∂h_{t−1})ᵀ δ_t
 
     Args:
         model: `step(params, state, x) -> (state, output)` of one example, or a `Cell`.
-        params, state, xs: what it is run with; `state` of `[B, …]`, `xs` of `[T, B, …]`. Nothing is computed of them.
+        params, state, xs: what it is run with; `state` of `[B, …]`, `xs` of `[T, B, …]`, or None where the step has no
+            input. Nothing is computed of them.
+        length: T where there are no xs.
 
     Returns:
         A `Placement`, to be printed.
@@ -86,7 +88,7 @@ def explain(model: Model, params: PyTree, state: PyTree, xs: PyTree) -> Placemen
     Raises:
         TypeError, ValueError: for an argument that is not of this form.
     """
-    call = check_call(step_of(model), None, Arguments(params, state, xs))
+    call = check_call(step_of(model), None, Arguments(params, state, xs, length=length))
     everything = Wanted(params=True, xs=True, state=True)
     flat = flatten_call(call, everything, jax.tree.leaves(call.state))
     recurrence = flat.recurrence

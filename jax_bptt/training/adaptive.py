@@ -99,7 +99,8 @@ def train_adaptively(
         if key is not None:
             raise ValueError(f"key: found {describe(key)}, expected None: nothing is drawn")
         longest = jnp.asarray(steps[-1], jnp.int32)
-        return init(params, optimizer, Adaptive(arrays("state", state), longest, jnp.full(len(steps), jnp.inf)))
+        unknown = jnp.full_like(jnp.zeros(len(steps)), jnp.inf)
+        return init(params, optimizer, Adaptive(arrays("state", state), longest, unknown))
 
     def update(
         train_state: TrainState, xs: PyTree, targets: PyTree, *, mask: Any = None, reset: Any = None

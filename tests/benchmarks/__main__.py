@@ -93,9 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for r in found
         if r["table"] in ("exact", "on a device")
     }
+    written = [options.out / "benchmark.json"]
     if times:
-        plots.times(times).savefig(options.out / "benchmark.png", dpi=150)
-    print(f"written: {options.out / 'benchmark.json'}" + (f", {options.out / 'benchmark.png'}" if times else ""))
+        for name, drawn in (("benchmark.png", times), ("means.png", _means(times))):
+            plots.times(drawn).savefig(options.out / name, dpi=150)
+            written.append(options.out / name)
+    print(f"written: {', '.join(map(str, written))}")
     if options.device:
         print()
         zoo.main(["--quick", "--only", "spikes"] if options.quick else ["--repeats", str(repeats)])
@@ -178,6 +181,15 @@ def _summary(found: list[dict[str, Any]]) -> str:
         fastest = [min(c["seconds"] for c in r["contenders"][1:]) / r["contenders"][0]["seconds"] for r in records]
         lines.append(f"{table}, {cell}: " + "; ".join([*parts, f"fastest of each {_mean(fastest):.2f}"]))
     return "\n".join(lines)
+
+
+def _means(times: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Over the shapes of each cell."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for task, others in times.items():
+        for name, time_of_other in others.items():
+            found.setdefault(task.split(",")[0], {}).setdefault(name, []).append(time_of_other)
+    return {cell: {name: _mean(ratios) for name, ratios in others.items()} for cell, others in found.items()}
 
 
 def _mean(ratios: Sequence[float]) -> float:

@@ -95,7 +95,7 @@ def test_resume_wants_a_checkpoint_and_a_directory(small_text, tmp_path, capsys,
     for more, message in (
         (["--resume"], "--resume: found no --checkpoint, expected the directory to go on from"),
         (["--resume", "--checkpoint", "none"], "--resume: found no checkpoint in none, expected one to go on from"),
-        (["--checkpoint", "mine"], "--checkpoint: found notes.txt in mine, expected checkpoints of this command"),
+        (["--checkpoint", "mine"], "--checkpoint: found notes.txt in mine, expected checkpoints and nothing else"),
         (["--checkpoint", small_text], "where nothing can be written: Not a directory"),
     ):
         with pytest.raises(SystemExit) as exit_:
