@@ -58,9 +58,9 @@ def test_it_is_a_loop_of_updates_with_the_horizon_that_the_gradients_tell(tolera
         train_state, metrics = update(train_state, *call[:2], mask=call[2])
         assert int(train_state.carry.horizon) == horizon
         assert difference((train_state.params, train_state.carry.state), (by_hand.params, by_hand.carry)) < 1e-10
-    assert update._cache_size() == 1  # what is returned is of the very types of what was taken
         assert difference(metrics, want) < 1e-10
         np.testing.assert_allclose(train_state.carry.bias, bias, rtol=1e-6)
+    assert update._cache_size() == 1  # what is returned is of the very types of what was taken
 
 
 def test_only_what_is_due_is_computed():
