@@ -30,7 +30,7 @@ html_theme_options = {"source_repository": URLS["Homepage"], "source_branch": "m
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "cache"
+nb_execution_mode = "force"
 nb_execution_excludepatterns = ["notebooks/*"]  # they are committed as they ran
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
@@ -62,6 +62,11 @@ def _as_rest(app, what, name, obj, options, lines):
     lines[:] = made
 
 
+def _says_nothing(app, what, name, obj, skip, options):
+    """Whether a member is a field of a NamedTuple, of which Python says no more than its number."""
+    return skip or str(getattr(obj, "__doc__", "")).startswith("Alias for field number")
+
+
 def _inline(line):
     """Backticks doubled, and bars, which would be substitutions, escaped elsewhere."""
     parts = re.split(r"`([^`]+)`", line)
@@ -73,5 +78,7 @@ def _inline(line):
 
 def setup(app):
     """What Sphinx calls: the notebooks are laid among the pages, and docstrings are read as said above."""
-    shutil.copytree(ROOT / "notebooks", HERE / "notebooks", dirs_exist_ok=True)
+    shutil.rmtree(HERE / "notebooks", ignore_errors=True)
+    shutil.copytree(ROOT / "notebooks", HERE / "notebooks")
     app.connect("autodoc-process-docstring", _as_rest, priority=400)  # before napoleon
+    app.connect("autodoc-skip-member", _says_nothing)

@@ -87,7 +87,3 @@ else:
         except ModuleNotFoundError as error:
             needs = f"jax_bptt.{name} needs {error.name}: pip install 'jax_bptt[{name}]'"
             raise ModuleNotFoundError(needs, name=error.name) from error
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_OF_EXTRAS})

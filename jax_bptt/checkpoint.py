@@ -34,13 +34,16 @@ DELETED = f"deleted{TEMPORARY}"
 """Where old checkpoints are moved to be deleted, which takes a while in which the process may be killed, too."""
 
 
-def restore(directory: str | Path, settings: Mapping[str, Any], like: Any) -> tuple[int, Any] | None:
+def restore(
+    directory: str | Path, settings: Mapping[str, Any], like: Any, *, may_differ: Sequence[str] = ()
+) -> tuple[int, Any] | None:
     """The newest checkpoint of a directory.
 
     Args:
         directory: where checkpoints are, if there are any.
         settings: what was trained, as `saver` was given it: a dict of what JSON can hold.
         like: a pytree of arrays, of the structure, shapes and dtypes of the one saved.
+        may_differ: names of settings that may be others than those of the checkpoint.
 
     Returns:
         Its step, and the tree; None where the directory does not exist or has no checkpoint.
@@ -54,12 +57,16 @@ def restore(directory: str | Path, settings: Mapping[str, Any], like: Any) -> tu
     if found is None:
         return None
     path, (step, described) = Path(directory), found
-    _check_settings(path, described["settings"], settings)
+    _check_settings(path, described["settings"], settings, may_differ)
     saved, wanted = described["arrays"], _arrays(like)
     if saved != wanted:
         name = next(name for name in (*saved, *wanted) if saved.get(name) != wanted.get(name))
         found, expected = (of.get(name, "nothing") for of in (wanted, saved))
         raise ValueError(f"like{name}: found {found}, expected {expected} as in {path / str(step)}")
+    structure = str(jax.tree.structure(like))
+    if structure != described["structure"]:
+        where = path / str(step)
+        raise ValueError(f"like: found structure {structure}, expected {described['structure']} as in {where}")
     tree = _read(path, step, state=ocp.args.StandardRestore(like)).state
     if _digest(tree) != described["digest"]:
         raise _damaged(path, step)
@@ -81,14 +88,14 @@ def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
 
 @contextmanager
 def saver(
-    directory: str | Path, settings: Mapping[str, Any], *, free: Sequence[str] = ()
+    directory: str | Path, settings: Mapping[str, Any], *, may_differ: Sequence[str] = ()
 ) -> Iterator[Callable[[int, Any], None]]:
     """A function `save(step, tree)`, which keeps the newest two checkpoints and returns when they are written.
 
     Args:
         directory: where they go; made if it is not there.
         settings: what is trained, a dict of what JSON can hold; `restore` wants the same.
-        free: names of those that may be other than in the checkpoints that are there.
+        may_differ: names of those that may be others than in the checkpoints that are there.
 
     Raises:
         TypeError: if the settings are no dict of what JSON can hold, or a step is no integer.
@@ -97,7 +104,7 @@ def saver(
     """
     settings, found = _as_json(settings), _newest(directory)
     if found is not None:
-        _check_settings(Path(directory), found[1]["settings"], settings, free)
+        _check_settings(Path(directory), found[1]["settings"], settings, may_differ)
     path = Path(directory).resolve()
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False, todelete_subdir=DELETED)
     with ocp.CheckpointManager(path, options=options) as manager:
@@ -107,6 +114,7 @@ def saver(
             if newest_step is not None and step <= newest_step:
                 raise ValueError(f"step: found {step}, expected more than {newest_step}, the newest in {path}")
             described = {"settings": settings, "digest": _digest(tree), "arrays": _arrays(tree)}
+            described["structure"] = str(jax.tree.structure(tree))
             manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), settings=ocp.args.JsonSave(described))
             )
@@ -123,8 +131,8 @@ def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(f"settings: found {describe(settings)}, expected a dict of what JSON can hold") from error
 
 
-def _check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any], free: Sequence[str] = ()) -> None:
-    others = [name for name in sorted({*saved, *wanted} - {*free}) if saved.get(name) != wanted.get(name)]
+def _check_settings(path: Path, saved: dict[str, Any], wanted: dict[str, Any], may_differ: Sequence[str]) -> None:
+    others = [name for name in sorted({*saved, *wanted} - {*may_differ}) if saved.get(name) != wanted.get(name)]
     if others:
         raise ValueError(
             f"found a checkpoint of another run in {path}: "
@@ -139,7 +147,7 @@ def _newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
         return None
     if not path.is_dir():
         raise ValueError(f"found the file {path}, expected a directory")
-    names = sorted(entry.name for entry in path.iterdir() if TEMPORARY not in entry.name)
+    names = sorted(entry.name for entry in path.iterdir() if TEMPORARY not in entry.name and entry.name[0] != ".")
     foreign = [name for name in names if not name.isdecimal() or not (path / name / "settings").is_dir()]
     if foreign:
         raise ValueError(f"found {foreign[0]} in {path}, expected checkpoints and nothing else")
@@ -147,7 +155,7 @@ def _newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
         return None
     step = max(map(int, names))
     described = _read(path, step, settings=ocp.args.JsonRestore()).settings
-    if not isinstance(described, dict) or not described.keys() >= {"settings", "digest", "arrays"}:
+    if not isinstance(described, dict) or not described.keys() >= {"settings", "digest", "arrays", "structure"}:
         raise _damaged(path, step)
     return step, described
 
@@ -157,6 +165,8 @@ def _read(path: Path, step: int, **parts: Any) -> Any:
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     try:
         return checkpointer.restore(path.resolve() / str(step), args=ocp.args.Composite(**parts))
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:  # whatever orbax makes of what it finds
         raise _damaged(path, step) from error
 

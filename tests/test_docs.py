@@ -1,6 +1,6 @@
 """What README and documentation say is true: their code runs, their commands are there, their names exist."""
 
-import importlib
+import importlib.util
 import inspect
 import math
 import re
@@ -13,7 +13,8 @@ import pytest
 import jax_bptt as jb
 
 ROOT = Path(__file__).parent.parent
-DOCS = [path for path in sorted((ROOT / "docs").rglob("*.md")) if not {"_build", "notebooks"} & {*path.parts}]
+MADE = {"_build", "notebooks"}
+DOCS = [p for p in sorted((ROOT / "docs").rglob("*.md")) if not MADE & {*p.relative_to(ROOT).parts}]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + DOCS
 
 
@@ -62,6 +63,8 @@ def test_shell_lines_are_of_what_there_is(line, capsys):
         assert (ROOT / words[1]).is_file()
     elif words[:2] == ["python", "-m"] and words[2].split(".")[0] in ("tests", "jax_bptt"):
         _takes(words[2], words[3:])
+        told = capsys.readouterr().out
+        assert all(word in told for word in words if word.startswith("--"))
     elif words[:2] == ["python", "-m"]:
         assert words[2] == "sphinx"  # which .ci/docs runs
         assert read(ROOT / ".ci" / "docs").rstrip().endswith('python -m sphinx -W --keep-going -q -b html docs "$1"')

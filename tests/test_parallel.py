@@ -164,7 +164,7 @@ def test_wrong_arguments_are_refused():
 
 
 def test_two_processes_compute_the_gradient_of_one():
-    """By the command that the README names; it exits with 1 where they do not."""
+    """By the command that the documentation names; it exits with 1 where they do not."""
     ran = subprocess.run(
         [sys.executable, "-m", "tests.processes"], capture_output=True, text=True, timeout=60, cwd=ROOT
     )

@@ -9,7 +9,7 @@ What was said is read before anything is imported that needs an extra, so that `
 `gradient_check` lays the gradient beside that of `jax.grad`, `devices` divides the streams among the cores, `records`
 keeps checkpoints and a log, and `terminal` says how it goes. Nothing else of the package imports this one.
 
-Needs rich and matplotlib: `pip install 'jax_bptt[cli]'`.
+Needs rich, matplotlib and scikit-learn: `pip install 'jax_bptt[cli]'`.
 """
 
 import sys

@@ -73,7 +73,9 @@ def _settle_truncation(parser: argparse.ArgumentParser, arguments: argparse.Name
     if arguments.exact and arguments.online:
         parser.error("--exact: found with --online, expected one or the other")
     arguments.horizons = _settle_horizons(parser, arguments)
-    arguments.k1 = arguments.k1 or min(DEFAULT_K1, arguments.k2 or DEFAULT_K1, arguments.chunk)
+    most = min(DEFAULT_K1, arguments.k2 or DEFAULT_K1, arguments.chunk)
+    divisor = max(k1 for k1 in range(1, most + 1) if arguments.chunk % k1 == 0)
+    arguments.k1 = arguments.k1 or (divisor if arguments.online else most)
     arguments.k2 = arguments.k2 or arguments.k1
     if arguments.k2 < arguments.k1:
         parser.error(f"--k2: found {arguments.k2}, expected at least --k1, which is {arguments.k1}")
@@ -196,7 +198,8 @@ _TEXT: dict[str, list[Option]] = {
     ],
     "truncation": [
         ("--k1", _count, _UNTOLD, "N",
-         f"steps from one window's end to the next (default: {DEFAULT_K1}, or --k2 or --chunk if less)"),
+         f"steps from one window's end to the next (default: {DEFAULT_K1}, or --k2 or --chunk if less; with --online a "
+         "divisor of --chunk)"),
         ("--k2", _count, _UNTOLD, "N",
          "steps that a window's losses travel back at most, at least --k1 (default: --k1)"),
         ("--adaptive", _share, _UNTOLD, "TOLERANCE",
@@ -213,7 +216,7 @@ _TEXT: dict[str, list[Option]] = {
         ("--online", bool, _UNTOLD, "", "an update every --k1 steps of a chunk, each by one window with the newest "
          "parameters (default: one per chunk)"),
         *_optimizer(6e-3),
-        ("--seed", int, 0, "N", "of the initial parameters and the sample"),
+        ("--seed", _count_or_zero, 0, "N", "of the initial parameters and the sample"),
     ],
     "checkpoints": [
         ("--checkpoint", str, _UNTOLD, "DIR", "save all that training changes there, every so often and at the end, "
@@ -242,6 +245,6 @@ _DIGITS: list[Option] = [
     ("--epochs", _count, 50, "N", "passes over the training images"),
     ("--batch", _count, 32, "N", "images of an update"),
     *_optimizer(1e-2),
-    ("--seed", int, 0, "N", "of initial parameters and order of images"),
+    ("--seed", _count_or_zero, 0, "N", "of initial parameters and order of images"),
     ("--out", str, "jax_bptt_digits.png", "FILE", "where the picture goes"),
 ]

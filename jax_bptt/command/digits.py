@@ -69,11 +69,17 @@ def _run_digits(arguments: argparse.Namespace, training: list[Image], test: list
     out.print(f"images: {len(training):,} to train on, {len(test)} to test on, {STEPS} steps of one pixel each")
     out.print(f"model:  {arguments.cell}, {arguments.hidden} units, {size:,} parameters\n")
     curves, gradients = {}, _gradients_by_name(model, arguments.k2)
-    for name, gradient in gradients.items():
-        with terminal.progress(out, arguments.epochs, terminal.IMAGES, name=name) as advance:
-            for curve in train_digits(arguments, model, gradient, training, test):
-                curves[name], epochs = curve, len(curve.accuracy)
-                advance(epochs, 100 * curve.accuracy[-1], epochs * len(training))
+    with terminal.interruptible() as interrupted:
+        for name, gradient in gradients.items():
+            with terminal.progress(out, arguments.epochs, terminal.IMAGES, name=name) as advance:
+                for curve in train_digits(arguments, model, gradient, training, test):
+                    curves[name] = curve
+                    advance(len(curve.accuracy), 100 * curve.accuracy[-1], len(curve.accuracy) * len(training))
+                    if interrupted():
+                        break
+            if interrupted():
+                out.print(f"interrupted after {len(curves[name].accuracy)} epochs: this is what was learnt so far")
+                break
     rows = [(name, f"{100 * c.accuracy[-1]:.1f} %", terminal.seconds(c.seconds)) for name, c in curves.items()]
     out.print()
     terminal.print_table(out, "Test images", ("gradient", "told right", "training"), rows)

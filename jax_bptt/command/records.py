@@ -29,15 +29,17 @@ def find_checkpoint(path: str | None, settings: dict[str, Any], begin: TrainStat
         return None
     from jax_bptt import checkpoint  # needs an extra of its own
 
-    saved = checkpoint.newest(path)
-    if saved is not None and saved[1].get("steps", 0) < settings["steps"]:
-        settings = settings | {"steps": saved[1].get("steps", 0)}
-    told = tuple(np.zeros(settings["steps"], dtype) for dtype in _TOLD)
-    found = checkpoint.restore(path, settings, (begin, *told))
+    newest = checkpoint.newest(path)
+    if newest is None:
+        return None
+    step, saved = newest
+    lengthens = saved.get("steps", settings["steps"]) < settings["steps"]
+    like = begin, *(np.zeros(step, dtype) for dtype in _TOLD)
+    found = checkpoint.restore(path, settings, like, may_differ=["steps"] if lengthens else [])
     if found is None:
         return None
-    step, (state, *told) = found
-    return Training(jax.tree.map(jnp.asarray, state), *(np.array(each)[:step] for each in told))
+    state, *told = found[1]
+    return Training(jax.tree.map(jnp.asarray, state), *map(np.asarray, told))
 
 
 @contextmanager
@@ -48,11 +50,10 @@ def keep_checkpoints(path: str | None, settings: dict[str, Any]) -> Iterator[Cal
         return
     from jax_bptt import checkpoint
 
-    with checkpoint.saver(path, settings, free=["steps"]) as save:
+    with checkpoint.saver(path, settings, may_differ=["steps"]) as save:
 
         def keep(training: Training) -> None:
-            step = len(training.bits)
-            save(step, (training.state, *(np.pad(told, (0, settings["steps"] - step)) for told in training[1:])))
+            save(len(training.bits), tuple(training))
 
         yield keep
 
@@ -67,8 +68,11 @@ def keep_log(path: str | None, before: int) -> Iterator[Callable[[int, float, fl
     if before and file.exists():
         kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_told(line) <= before]
     offset = json.loads(kept[-1])["seconds"] if kept else 0.0
-    with file.open("w", encoding="utf-8") as lines:
-        lines.writelines(f"{line}\n" for line in kept)
+    if kept:  # whole at every moment, whenever the process is killed
+        beside = file.with_name(f"{file.name}.new")
+        beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        beside.replace(file)
+    with file.open("a" if kept else "w", encoding="utf-8") as lines:
 
         def log(step: int, bits: float, gradient_norm: float, horizon: int) -> None:
             seconds = offset + time.perf_counter() - started

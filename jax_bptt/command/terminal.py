@@ -74,7 +74,7 @@ def print_comparison(to: Console, title: str, comparison: Comparison, devices: i
     rows = [
         (f"jax_bptt{on}", seconds(ours.seconds), mebibytes(of_all)),
         (f"jax.grad{on_one}", seconds(other.seconds), mebibytes(other.temporary_bytes)),
-        ("ratio", f"{ours.seconds / other.seconds:.2f}", f"{of_all / other.temporary_bytes:.2f}"),
+        ("ratio", f"{ours.seconds / other.seconds:.2f}", f"{of_all / max(1, other.temporary_bytes):.2f}"),
     ]
     print_table(to, "Cost of that gradient, compiled", ("", "time (median of 5)", "temporary memory"), rows)
 

@@ -164,7 +164,7 @@ def _print_task(run: TextRun, out: Console) -> None:
         f"chunks of {chunk} steps, {batch} streams, {chunks} chunks a pass"
     )
     if not arguments.online:
-        for name in ("k1", "k2"):
+        for name in ("k1", *(["k2"] if arguments.k2 > arguments.k1 else [])):
             if getattr(arguments, name) > chunk:
                 told = f"--{name} {getattr(arguments, name)} is more than --chunk {chunk}"
                 out.print(f"{told}: credit travels back to the beginning of a chunk, and no further")

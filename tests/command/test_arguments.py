@@ -58,6 +58,8 @@ def test_an_out_that_cannot_be_written(out, message, tmp_path, capsys, monkeypat
         (["--adaptive", "0.1", "--k2", "8"], "--adaptive: found with --k2, expected one or the other"),
         (["--adaptive", "0.1", "--k1", "32"], "--chunk: found 64 with --adaptive, expected 128 or more, four times"),
         (["--adaptive", "0.1", "--chunk", "3"], "--chunk: found 3 with --adaptive, expected 4 or more, four times"),
+        (["--seed", "-1"], "--seed: found -1, expected a whole number of at least 0"),
+        (["digits", "--seed", "-1"], "--seed: found -1, expected a whole number of at least 0"),
         (["--log", "nowhere/log"], "--log: found no directory nowhere to write in"),
         (["--checkpoint", "/proc/checkpoints"], "--checkpoint: found /proc/checkpoints, where nothing can be written"),
         (["--optimizer", "newton"], "--optimizer: invalid choice: 'newton'"),

@@ -5,11 +5,16 @@ from pathlib import Path
 
 
 def test_what_is_missing_is_named(tmp_path):
-    for module, name in (("rich", "rich.console"), ("matplotlib", "matplotlib.axes")):
-        done = _without([module], [], tmp_path)
+    for name, extra, arguments in (
+        ("rich.console", "cli", []),
+        ("matplotlib.axes", "cli", []),
+        ("sklearn.datasets", "cli", ["digits"]),
+        ("orbax.checkpoint", "checkpoint", ["--checkpoint", "c"]),
+    ):
+        done = _without([name.split(".")[0]], arguments, tmp_path)
         assert done.returncode == 1
         assert done.stderr == (
-            f"jax-bptt: found no module {name}, which the command needs: pip install 'jax_bptt[cli]'\n"
+            f"jax-bptt: found no module {name}, which the command needs: pip install 'jax_bptt[{extra}]'\n"
         )
 
 
