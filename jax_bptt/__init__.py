@@ -28,14 +28,15 @@ Where to begin: `exact.py` says what is computed, `engine/window_gradient.py` is
     engine/            private: how it is computed; its docstring is a map of its own
     command/           the command-line program
 
-`checkpoint` and `plots` need what only their extras install, and are imported when they are first used.
+What needs more than JAX is imported when it is first used: `losses` and `training`, which need optax, and `checkpoint`
+and `plots`, which need what only the extras of their names install.
 """
 
 import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from jax_bptt import batching, cells, diagnostics, losses, reference, training
+from jax_bptt import batching, cells, diagnostics, reference
 from jax_bptt.exact import bptt, state_gradients
 from jax_bptt.forward_mode.carried import eprop, rtrl, snap1
 from jax_bptt.forward_mode.rank_one import uoro
@@ -71,19 +72,19 @@ __all__ = [
     "uoro",
 ]
 
-_OF_EXTRAS = ("checkpoint", "plots")
-"""Modules named like the extra that they need."""
-
 if TYPE_CHECKING:
     from jax_bptt import checkpoint as checkpoint
+    from jax_bptt import losses, training
     from jax_bptt import plots as plots
 else:
 
     def __getattr__(name: str) -> ModuleType:
-        if name not in _OF_EXTRAS:
+        if name not in ("checkpoint", "losses", "plots", "training"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:
             return importlib.import_module(f"{__name__}.{name}")
         except ModuleNotFoundError as error:
+            if name in ("losses", "training"):
+                raise
             needs = f"jax_bptt.{name} needs {error.name}: pip install 'jax_bptt[{name}]'"
             raise ModuleNotFoundError(needs, name=error.name) from error

@@ -23,11 +23,12 @@ def _python(code):
     return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=100)
 
 
-def test_what_extras_bring_is_not_imported_until_it_is_used():
+def test_what_needs_more_than_jax_is_not_imported_until_it_is_used():
     code = """
 import inspect, sys, jax_bptt as jb
-assert not {"matplotlib", "orbax", "rich", "sklearn", "flax"} & {name.split(".")[0] for name in sys.modules}
+assert not {"optax", "matplotlib", "orbax", "rich", "sklearn", "flax"} & {name.split(".")[0] for name in sys.modules}
 assert inspect.getmembers(jb)
+assert jb.losses.squared_error and jb.training.evaluate and "optax" in sys.modules
 assert jb.plots.credit_matrix and "matplotlib" in sys.modules
 assert jb.checkpoint.restore and "orbax" in sys.modules
 """

@@ -73,17 +73,17 @@ def _from_the_outset(state: TrainState, begin: TrainState) -> TrainState:
     return state._replace(carry=carry._replace(state=begin.carry.state) if isinstance(carry, Adaptive) else begin.carry)
 
 
-def held_out_bits(task: TextTask) -> Callable[[PyTree], float]:
-    """Bits per character of the held-out text, read from its beginning; from the third character on, as for a trigram.
+def held_out_bits(model: jb.Cell, ids: np.ndarray) -> Callable[[PyTree], float]:
+    """Bits per character of one long text, read from its beginning; from the third character on, as for a trigram.
 
     Returns:
         What tells it of params that are on one device, compiled once.
     """
-    evaluate, ids = jax.jit(jb.training.evaluate(task.model, LOSS)), task.corpus.held_out
+    evaluate = jax.jit(jb.training.evaluate(model, LOSS))
     mask = np.arange(len(ids) - 1) > 0
 
     def measure(params: PyTree) -> float:
-        loss, _ = evaluate(params, task.model.initial_state(1), ids[:-1, None], ids[1:, None], mask)
+        loss, _ = evaluate(params, model.initial_state(1), ids[:-1, None], ids[1:, None], mask)
         return float(loss / np.log(2))
 
     return measure

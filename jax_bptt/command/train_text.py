@@ -195,7 +195,8 @@ def _check_gradient(run: TextRun, out: Console) -> None:
 
 def _train_text(run: TextRun, training: Training, out: Console) -> Training:
     """Train until the end or until Ctrl-C, and tell and keep how far it came."""
-    arguments, before, bits_of = run.arguments, len(training.bits), language_model.held_out_bits(run.task)
+    arguments, before = run.arguments, len(training.bits)
+    bits_of = language_model.held_out_bits(run.task.model, run.task.corpus.held_out)
 
     def measure(params: PyTree) -> float:
         return bits_of(devices.on_one(params))
