@@ -28,11 +28,18 @@ settings.register_profile("thorough", max_examples=1000, **_common)
 settings.load_profile(PROFILE)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _forget_what_was_compiled():
-    """Thousands of compiled programs would take more mappings of memory than Linux grants one process."""
-    yield
-    jax.clear_caches()
+RUN = pytest.StashKey[int]()
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Forget what was compiled after each module, and after each hundred tests.
+
+    Thousands of compiled programs take more mappings of memory than Linux grants one process.
+    """
+    stash = item.config.stash
+    stash[RUN] = stash.get(RUN, 0) + 1
+    if nextitem is None or nextitem.path != item.path or stash[RUN] % 100 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture
