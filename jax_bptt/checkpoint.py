@@ -58,15 +58,7 @@ def restore(
         return None
     path, (step, described) = Path(directory), found
     _check_settings(path, described["settings"], settings, may_differ)
-    saved, wanted = described["arrays"], _arrays(like)
-    if saved != wanted:
-        name = next(name for name in (*saved, *wanted) if saved.get(name) != wanted.get(name))
-        found, expected = (of.get(name, "nothing") for of in (wanted, saved))
-        raise ValueError(f"like{name}: found {found}, expected {expected} as in {path / str(step)}")
-    structure = str(jax.tree.structure(like))
-    if structure != described["structure"]:
-        where = path / str(step)
-        raise ValueError(f"like: found structure {structure}, expected {described['structure']} as in {where}")
+    _check_like(path / str(step), described, _layout(like))
     tree = _read(path, step, state=ocp.args.StandardRestore(like)).state
     if _digest(tree) != described["digest"]:
         raise _damaged(path, step)
@@ -113,8 +105,7 @@ def saver(
             step, newest_step = check_count("step", step, 0), manager.latest_step()
             if newest_step is not None and step <= newest_step:
                 raise ValueError(f"step: found {step}, expected more than {newest_step}, the newest in {path}")
-            described = {"settings": settings, "digest": _digest(tree), "arrays": _arrays(tree)}
-            described["structure"] = str(jax.tree.structure(tree))
+            described = {"settings": settings, "digest": _digest(tree)} | _layout(tree)
             manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), settings=ocp.args.JsonSave(described))
             )
@@ -177,12 +168,24 @@ def _damaged(path: Path, step: int) -> ValueError:
     )
 
 
-def _arrays(tree: Any) -> dict[str, str]:
-    """Dtype and shape of each leaf, by where it is."""
-    return {
+def _layout(tree: Any) -> dict[str, Any]:
+    """Its structure, and dtype and shape of each leaf, by where it is."""
+    arrays = {
         jax.tree_util.keystr(path): f"{leaf.dtype}{[*leaf.shape]}" if hasattr(leaf, "dtype") else type(leaf).__name__
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+    return {"arrays": arrays, "structure": str(jax.tree.structure(tree))}
+
+
+def _check_like(where: Path, described: dict[str, Any], layout: dict[str, Any]) -> None:
+    saved, wanted = described["arrays"], layout["arrays"]
+    for name in (*saved, *wanted):
+        found, expected = (of.get(name, "nothing") for of in (wanted, saved))
+        if found != expected:
+            raise ValueError(f"like{name}: found {found}, expected {expected} as in {where}")
+    found, expected = layout["structure"], described["structure"]
+    if found != expected:
+        raise ValueError(f"like: found structure {found}, expected {expected} as in {where}")
 
 
 def _digest(tree: Any) -> str:
