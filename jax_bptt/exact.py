@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.checks.arguments import over_sequences
+from jax_bptt.checks.calls import over_sequences
 from jax_bptt.checks.options import check_argnums, check_options
 from jax_bptt.engine import schedule
 from jax_bptt.engine.call import Call, vary_data

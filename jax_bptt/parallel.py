@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from jax_bptt.checks.arguments import arrays
 from jax_bptt.checks.options import describe
+from jax_bptt.checks.trees import arrays
 from jax_bptt.engine.leaves import vary
 from jax_bptt.model import OverSequences, PyTree, Result
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.checks.arguments import over_drawn_sequences
+from jax_bptt.checks.calls import over_drawn_sequences
 from jax_bptt.checks.options import (
     check_argnums,
     check_cut,

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from jax_bptt.checks.arguments import Arguments, check_automatic, check_call
+from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.checks.options import check_computation, check_if_truncated
+from jax_bptt.checks.trees import check_automatic
 from jax_bptt.engine import schedule
 from jax_bptt.engine.call import Call, arrays_of, close_step, vary_data
 from jax_bptt.engine.call_plan import plan_of, sums_lose_nothing

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import jax
 
-from jax_bptt.checks.arguments import over_sequences
+from jax_bptt.checks.calls import over_sequences
 from jax_bptt.checks.options import check_argnums, check_options, check_truncation
 from jax_bptt.engine import schedule
 from jax_bptt.engine.call import Call

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.checks.arguments import check_finite, over_sequences
+from jax_bptt.checks.calls import over_sequences
 from jax_bptt.checks.options import check_options, check_tolerance, check_truncation, describe
+from jax_bptt.checks.trees import check_finite
 from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import Leaves, divide
 from jax_bptt.engine.schedule import Grid

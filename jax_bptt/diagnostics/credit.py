@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.checks.arguments import check_finite, over_sequences
+from jax_bptt.checks.calls import over_sequences
 from jax_bptt.checks.options import check_count, check_if_truncated, check_options
+from jax_bptt.checks.trees import check_finite
 from jax_bptt.engine import schedule
 from jax_bptt.engine.call import Call
 from jax_bptt.engine.flatten import flatten_call, unflatten_state

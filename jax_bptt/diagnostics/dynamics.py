@@ -15,8 +15,9 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.checks.arguments import Arguments, check_call, check_finite
+from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.checks.options import check_count
+from jax_bptt.checks.trees import check_finite
 from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import combine, differentiable
 from jax_bptt.model import Model, PyTree, Step, step_of

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.checks.arguments import Arguments, arrays, check_batched, check_call, check_differentiable, check_like
+from jax_bptt.checks.arguments import Arguments, check_call
 from jax_bptt.checks.options import check_count, check_options
+from jax_bptt.checks.trees import arrays, check_batched, check_differentiable, check_like
 from jax_bptt.engine.call import Call
 from jax_bptt.forward_mode.influence import Influence, carry_over
 from jax_bptt.forward_mode.layout import Layout, bytes_of, read_layout, shapes_of

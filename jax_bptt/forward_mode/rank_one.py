@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.checks.arguments import arrays, check_batched, check_differentiable, check_key, check_like
 from jax_bptt.checks.options import check_options
+from jax_bptt.checks.trees import arrays, check_batched, check_differentiable, check_key, check_like
 from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import Leaves, accumulator, accumulators, add, combine, differentiable
 from jax_bptt.engine.windows import vmap_leading

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
-from jax_bptt.checks.arguments import over_drawn_sequences, over_sequences
+from jax_bptt.checks.calls import over_drawn_sequences, over_sequences
 from jax_bptt.checks.options import (
     check_argnums,
     check_cut,

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_bptt.checks.arguments import arrays
 from jax_bptt.checks.options import check_count, check_growing, check_tolerance, describe
+from jax_bptt.checks.trees import arrays
 from jax_bptt.engine.leaves import full, varying
 from jax_bptt.model import GradientFunction, PyTree
 from jax_bptt.training.updates import (

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_bptt.checks.arguments import Arguments, arrays, check_key
+from jax_bptt.checks.arguments import Arguments
+from jax_bptt.checks.trees import arrays, check_key
 from jax_bptt.engine import schedule
 from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import accumulator

@@ -2,7 +2,7 @@
 
 import jax
 
-from jax_bptt.checks.arguments import over_sequences
+from jax_bptt.checks.calls import over_sequences
 from jax_bptt.checks.options import check_options
 from jax_bptt.engine import schedule
 from jax_bptt.engine.call import Call

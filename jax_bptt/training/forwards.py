@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jax_bptt.checks.arguments import arrays
 from jax_bptt.checks.options import describe
+from jax_bptt.checks.trees import arrays
 from jax_bptt.forward_mode.carried import Carry
 from jax_bptt.model import ForwardMode, PyTree
 from jax_bptt.training.stream import scan_updates

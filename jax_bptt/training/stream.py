@@ -10,7 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.checks.arguments import Arguments, arrays, check_call, check_like
+from jax_bptt.checks.arguments import Arguments, check_call
+from jax_bptt.checks.trees import arrays, check_like
 from jax_bptt.engine.call import Call
 from jax_bptt.engine.leaves import is_key
 from jax_bptt.engine.windows import without_leading

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jax_bptt.checks.arguments import arrays
 from jax_bptt.checks.options import describe
+from jax_bptt.checks.trees import arrays
 from jax_bptt.model import GradientFunction, PyTree
 
 

@@ -234,6 +234,17 @@ def test_a_step_that_was_written_for_a_batch(refuses):
     refuses(ValueError, message, with_batched_state)
 
 
+def test_arrays_that_lack_their_batch_axis(refuses):
+    """A shift register of one sequence, which would take a batch of any size as well."""
+    message = "or arrays that lack their batch axis: expected a state of .* and xs of "
+    arrays = {"state": np.zeros(I), "xs": np.zeros((T, I)), "targets": np.zeros((T, I))}
+    refuses(ValueError, message, lambda p, h, x: (jnp.concatenate([h[1:], x[:1]]), h), **arrays)
+
+
+def test_an_argument_that_there_is_not_is_refused_by_a_name_that_users_know(refuses):
+    refuses(TypeError, r"^(gradient|deltas)\(\) got an unexpected keyword argument 'resets'", resets=np.zeros(T, bool))
+
+
 def test_errors_of_the_step_and_the_loss_say_what_they_were_called_with():
     def step(params, h, x):
         raise KeyError("no such weight")

@@ -372,11 +372,8 @@ def contracted_axes(eqn: Equation) -> tuple[tuple[int, ...], tuple[int, ...]] | 
     known = {"dimension_numbers", "precision", "preferred_element_type", "out_sharding"}
     if eqn.primitive.name != "dot_general" or eqn.params.keys() - known or is_placed(eqn):
         return None
-    if type(eqn.params["precision"]) not in (
-        type(None),
-        jax.lax.Precision,
-        tuple,
-    ):  # an algorithm, of operands in order
+    plain = type(None), jax.lax.Precision, tuple  # and no algorithm, of operands in order
+    if type(eqn.params["precision"]) not in plain:
         return None
     (left, right), batched = eqn.params["dimension_numbers"]
     return None if any(map(len, batched)) else (tuple(left), tuple(right))
