@@ -12,12 +12,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
 
 OLDER = jax.__version_info__ < (0, 11)
-UNOPTIMISED = "--xla_backend_optimization_level=0" + (" --xla_cpu_use_fusion_emitters=false" if OLDER else "")
+UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+UNOPTIMISED += " --xla_cpu_use_fusion_emitters=false" * OLDER
 
 if PROFILE == "default":
-    # Hundreds of small programs are run once each and judged by their numbers: LLVM need not optimise them, and XLA's
-    # older emitter, as long as there is one, takes a third of the time. The thorough profile, and what the tests start
-    # as a process of its own, are compiled as users' programs are.
+    # Hundreds of small programs are run once each and judged by their numbers: LLVM need not optimise them, nor get
+    # them in parts, and XLA's older emitter, as long as there is one, takes a third of the time. The thorough profile,
+    # and what the tests start as a process of its own, are compiled as users' programs are.
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}")
         jax.block_until_ready(jax.jit(lambda: 0)())  # reads the flags

@@ -100,12 +100,12 @@ def test_draws_are_made_once(step, impl, save):
     args = jnp.asarray(0.7), state, inputs, ys
     check_equal("bptt", args, step, SQUARED, save=save)
     check_equal("truncated_bptt", args, step, SQUARED, 2, 5, save=save)
-    got, want = (
-        jax.grad(lambda s, scan=scan: (scan(jax.vmap(functools.partial(step, s)), state, inputs)[1] ** 2).sum())(
-            args[0]
-        )
-        for scan in (functools.partial(jb.scan, save=save), jax.lax.scan)
-    )
+
+    def loss(scan, s):
+        return (scan(jax.vmap(functools.partial(step, s)), state, inputs)[1] ** 2).sum()
+
+    scans = functools.partial(jb.scan, save=save), jax.lax.scan
+    got, want = (jax.jit(jax.grad(functools.partial(loss, scan)))(args[0]) for scan in scans)
     assert difference(got, want) <= 1e-11
 
 
@@ -319,10 +319,10 @@ def test_what_is_made_of_a_masked_step_is_not_there(name, k, losses, computed, l
     a, state, xs, ys = LEAKY
     options = {"argnums": (0, 1, 2), "reduction": reduction, **losses}
     xs = jnp.where(mask, xs, 0)
-    got = getattr(jb, name)(divides, SQUARED, *k, **options, **computed)(
-        a, state, xs, jnp.where(mask, ys, jnp.nan), mask
-    )
-    want = getattr(jb.reference, name)(harmless, SQUARED, *k, **options)(a, state, xs, jnp.where(mask, ys, 0), mask)
+    ours = jax.jit(getattr(jb, name)(divides, SQUARED, *k, **options, **computed))
+    reference = jax.jit(getattr(jb.reference, name)(harmless, SQUARED, *k, **options))
+    got = ours(a, state, xs, jnp.where(mask, ys, jnp.nan), mask)
+    want = reference(a, state, xs, jnp.where(mask, ys, 0), mask)
     assert difference(got, want) <= 1e-11
 
 
@@ -360,8 +360,8 @@ def test_steps_of_the_context_make_no_nan(losses, k2):
     ahead = [jnp.zeros((2, *of.shape[1:])) for of in (xs, ys)]
     make = functools.partial(jb.truncated_bptt, step, lambda y, t: (y - t) ** 2, 2, k2, losses=losses)
     longer = (jnp.concatenate(pair) for pair in zip(ahead, (xs, ys), strict=True))
-    got = make(context=2)(a, h, *longer, reset=np.arange(6) == 2)
-    want = make()(a, h, xs, ys)
+    got = jax.jit(make(context=2))(a, h, *longer, reset=np.arange(6) == 2)
+    want = jax.jit(make())(a, h, xs, ys)
     assert difference((got[0][0], got[1]), (want[0][0], want[1])) <= 1e-12
 
 
@@ -520,7 +520,9 @@ def test_custom_derivatives_that_close_over_arrays(where):
         h, outputs = scan(lambda h, x: jax.vmap(body, (None, 0, 0))(w, h, x), h, xs)
         return (outputs**2).sum() + h.sum()
 
-    got, want = (jax.grad(functools.partial(loss, scan), (0, 1, 2))(*args[:3]) for scan in (jb.scan, jax.lax.scan))
+    got, want = (
+        jax.jit(jax.grad(functools.partial(loss, scan), (0, 1, 2)))(*args[:3]) for scan in (jb.scan, jax.lax.scan)
+    )
     assert difference(got, want) <= 1e-12
 
 
@@ -616,7 +618,7 @@ def test_symbolic_shapes(make, symbolic):
     if "b" in sizes:
         more.append((LEAKY[0], normal(0, 20), normal(1, T, 20), normal(2, T, 20)))
     for args in more:
-        assert difference(exported.call(*args), make()(*args)) <= 1e-12
+        assert difference(exported.call(*args), jax.jit(make())(*args)) <= 1e-12
 
 
 def test_a_symbolic_number_of_steps_is_not_cut():

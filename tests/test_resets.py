@@ -89,13 +89,13 @@ def test_keys_of_the_state_go_on_unless_there_is_one_to_reset_to(given):
     call = {"reset": RESET} | ({"reset_state": other} if given else {})
     gradients = [make(dropout) for make in GRADIENTS.values() if make is not GRADIENTS["truncated"]]
     gradients.append(jb.truncated_bptt(dropout, jb.losses.squared_error, 1, T))
-    want = jb.reference.bptt(dropout, jb.losses.squared_error)(*args, **call)
+    want = jax.jit(jb.reference.bptt(dropout, jb.losses.squared_error))(*args, **call)
     steps_after = T - int(RESET.argmax())
     key = other["key"] if given else state["key"]
     for _ in range(steps_after if given else T):
         key = jax.vmap(lambda k: jax.random.split(k)[0])(key)
     for gradient in gradients:
-        (loss, end), grads = gradient(*args, **call)
+        (loss, end), grads = jax.jit(gradient)(*args, **call)
         assert difference((loss, end["h"], grads), (want[0][0], want[0][1]["h"], want[1])) <= 1e-12
         np.testing.assert_array_equal(jax.random.key_data(end["key"]), jax.random.key_data(key))
         np.testing.assert_array_equal(end["t"], (7 if given else 0) + steps_after)

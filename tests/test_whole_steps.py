@@ -1,6 +1,8 @@
 """Steps that are left whole: everything that a gradient function is asked for is as the reference has it, and as the
 cut step has it, which a window that is asked for makes of it."""
 
+import functools
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -75,9 +77,9 @@ def test_gradients_are_those_of_the_reference_and_of_the_cut_step(name, how):
     if "to a state" in how:
         call = call | {"reset_state": jax.tree.map(lambda s: s + 1, args[1])}
     options = options | {"argnums": (0, 2) if name == "convolution" else (0, 1, 2)}
-    want = jb.reference.bptt(step, LOSS, **options)(*args, **call)
+    want = jax.jit(jb.reference.bptt(step, LOSS, **options))(*args, **call)
     got = jax.jit(jb.bptt(step, LOSS, **options))(*args, **call)
-    cut = jb.bptt(step, LOSS, window=3, **options)(*args, **call)
+    cut = jax.jit(jb.bptt(step, LOSS, window=3, **options))(*args, **call)
     assert jax.tree.map(lambda a: a.dtype, got) == jax.tree.map(lambda a: a.dtype, want)
     assert difference(got, want) <= 1e-12
     assert difference(cut, want) <= 1e-12
@@ -89,9 +91,9 @@ def test_windows_of_truncation_that_meet(name, how):
     step, args = arguments(name)
     options, call = CALLS[how]
     options = options | {"argnums": (0, 2) if name == "convolution" else (0, 1, 2)}
-    want = jb.reference.truncated_bptt(step, LOSS, 2, 2, **options)(*args, **call)
+    want = jax.jit(jb.reference.truncated_bptt(step, LOSS, 2, 2, **options))(*args, **call)
     got = jax.jit(jb.truncated_bptt(step, LOSS, 2, 2, **options))(*args, **call)
-    cut = jb.truncated_bptt(step, LOSS, 2, 2, parallel=2, **options)(*args, **call)
+    cut = jax.jit(jb.truncated_bptt(step, LOSS, 2, 2, parallel=2, **options))(*args, **call)
     assert difference(got, want) <= 1e-12
     assert difference(cut, want) <= 1e-12
 
@@ -100,12 +102,12 @@ def test_windows_of_truncation_that_meet(name, how):
 def test_what_a_whole_step_does_not_tell_is_of_the_cut_one(name):
     step, args = arguments(name)
     call = {"mask": np.arange(T * B).reshape(T, B) % 3 > 0}
-    want = jb.reference.bptt(step, LOSS)(*args, **call)
-    assert difference(jb.bptt(step, LOSS)(*args, **call), want) <= 1e-12
-    deltas = jb.state_gradients(step, LOSS)(*args)
+    got, want = (jax.jit(by.bptt(step, LOSS))(*args, **call) for by in (jb, jb.reference))
+    assert difference(got, want) <= 1e-12
+    deltas = jax.jit(jb.state_gradients(step, LOSS))(*args)
     rest = 3  # δ of the steps at the end is that of a sequence of those steps alone
     state, _ = jb.unroll(step, args[0], args[1], args[2][:-rest])
-    alone = jb.state_gradients(step, LOSS, window=1)(args[0], state, *(a[-rest:] for a in args[2:]))
+    alone = jax.jit(jb.state_gradients(step, LOSS, window=1))(args[0], state, *(a[-rest:] for a in args[2:]))
     both = ([d for d in jax.tree.leaves(of) if d.dtype != jax.dtypes.float0] for of in (deltas, alone))
     assert difference(*([d[-rest:] for d in of] for of in both)) <= 1e-12
 
@@ -119,7 +121,8 @@ def test_unroll_is_that_of_the_cut_step(name, options):
         end, outputs = jb.unroll(step, params, state, xs, **options, **ways)
         return ((outputs - targets) ** 2).sum() + jax.tree.leaves(end)[0].sum(), end
 
-    both = [jax.value_and_grad(run, (0, 1), has_aux=True)(params, xs, **ways) for ways in ({}, {"window": 3})]
+    runs = run, functools.partial(run, window=3)
+    both = [jax.jit(jax.value_and_grad(way, (0, 1), has_aux=True))(params, xs) for way in runs]
     assert difference(*both) <= 1e-12
 
 

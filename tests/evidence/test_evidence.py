@@ -14,12 +14,12 @@ from tests.evidence import checkpointing, influence_balancing, page, two_lag_coi
 PAGE = Path(__file__).parents[2] / "docs" / "evidence"
 
 
-def test_influence_balancing_to_the_last_digit():
-    told = []
-    result = influence_balancing.run(told.append)
-    assert told
-    assert len(result.claims) == 11
-    assert [claim for claim, seen in result.claims.items() if not seen] == []
+def test_influence_balancing_to_the_last_digit(tmp_path, capsys):
+    program.main(["--only", "influence_balancing", "--out", str(tmp_path)])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "1 of 1: influence_balancing"
+    assert len([line for line in told if line.startswith("  seen: ")]) == 11
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "influence_balancing.png"}
 
 
 def test_floors_of_the_coins():

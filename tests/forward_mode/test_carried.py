@@ -41,7 +41,7 @@ def test_rtrl_is_exact(name, reduction):
         "reset_state": jax.tree.map(lambda s: s + 1, args.state),
     }
     make = {"reduction": reduction}
-    want = jb.reference.bptt(problem.model, problem.loss, **make)(*args, **more)
+    want = jax.jit(jb.reference.bptt(problem.model, problem.loss, **make))(*args, **more)
     (loss, carry), grads = run(jb.rtrl(problem.model, problem.loss, **make), *args, **more)
     assert difference(((loss, carry.state), grads), want) <= 1e-12
 
@@ -50,8 +50,8 @@ def test_rtrl_is_exact(name, reduction):
 def test_the_gradients_of_chunks_add_up(name):
     problem = PROBLEMS[name]
     args = arguments(problem, 1, 12, B)
-    want = jb.reference.bptt(problem.model, problem.loss)(*args)
-    init, gradient = jb.rtrl(problem.model, problem.loss)
+    want = jax.jit(jb.reference.bptt(problem.model, problem.loss))(*args)
+    init, gradient = map(jax.jit, jb.rtrl(problem.model, problem.loss))
     carry, loss, grads = init(args.params, args.state), 0.0, jax.tree.map(np.zeros_like, args.params)
     for start, end in ((0, 1), (1, 5), (5, 12)):
         xs, targets = jax.tree.map(lambda a, s=start, e=end: a[s:e], (args.xs, args.targets))

@@ -91,14 +91,14 @@ def test_gradients_are_those_of_the_library(library, lstm):
     def objective(params, state, xs):
         return jax.vmap(jax.vmap(LOSS))(unrolled(params, state, xs), TARGETS).sum()
 
-    value, want = jax.value_and_grad(objective, argnums=(0, 1, 2))(params, state, XS)
-    (loss, _), got = jb.bptt(step, LOSS, argnums=(0, 1, 2))(params, state, XS, TARGETS)
+    value, want = jax.jit(jax.value_and_grad(objective, argnums=(0, 1, 2)))(params, state, XS)
+    (loss, _), got = jax.jit(jb.bptt(step, LOSS, argnums=(0, 1, 2)))(params, state, XS, TARGETS)
     assert difference((loss, got), (value, want)) <= 1e-12
 
     def by_unroll(params, state, xs):
         return jax.vmap(jax.vmap(LOSS))(jb.unroll(step, params, state, xs)[1], TARGETS).sum()
 
-    assert difference(jax.grad(by_unroll, argnums=(0, 1, 2))(params, state, XS), want) <= 1e-12
+    assert difference(jax.jit(jax.grad(by_unroll, argnums=(0, 1, 2)))(params, state, XS), want) <= 1e-12
 
     def in_windows(params):  # chunks of three steps, the state between them detached
         total, before = 0.0, state
@@ -109,5 +109,5 @@ def test_gradients_are_those_of_the_library(library, lstm):
             before = jb.unroll(step, params, detached, XS[k : k + 3])[0]
         return total
 
-    (_, _), truncated = jb.truncated_bptt(step, LOSS, 3, 3)(params, state, XS, TARGETS)
-    assert difference(truncated, jax.grad(in_windows)(params)) <= 1e-12
+    (_, _), truncated = jax.jit(jb.truncated_bptt(step, LOSS, 3, 3))(params, state, XS, TARGETS)
+    assert difference(truncated, jax.jit(jax.grad(in_windows))(params)) <= 1e-12
