@@ -126,6 +126,7 @@ def train_step(
     Args:
         gradient: any gradient function of the library with respect to the params (`argnums=0`), or another one called
             like `jax.value_and_grad(…, has_aux=True)`: `(params, carry, xs, targets, …) -> ((loss, carry), grads)`.
+            What is the same of all chunks, a `length` or a `reset_state`, is given to it by `functools.partial`.
         optimizer: of optax.
         skip_nonfinite: leave out an update where loss, gradient or update is not finite. Params and optimiser state
             stay as they are, and the state carried on is that from before the chunk if the new one is not finite.

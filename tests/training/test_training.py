@@ -170,6 +170,17 @@ def spoilt(args, at):
     return args._replace(xs=xs)
 
 
+def test_what_is_the_same_of_all_chunks_is_given_beforehand():
+    """How many steps there are of a step without inputs, h_t = a h_{t−1}, and a loss without targets, h_t²."""
+    gradient = jb.bptt(lambda a, h, _: (a * h, a * h), lambda output, _: output**2)
+    update = jb.training.train_step(functools.partial(gradient, length=5), optax.sgd(0.01))
+    trained, metrics = update(jb.training.init(0.9, optax.sgd(0.01), np.ones(3)), None, None)
+    t = np.arange(1, 6)
+    np.testing.assert_allclose(metrics.loss, 3 * np.sum(0.9 ** (2 * t)), rtol=1e-12)
+    np.testing.assert_allclose(trained.params, 0.9 - 0.01 * 3 * np.sum(2 * t * 0.9 ** (2 * t - 1)), rtol=1e-12)
+    np.testing.assert_allclose(trained.carry, 0.9**5, rtol=1e-12)
+
+
 def test_an_update_that_is_not_finite_is_skipped_on_request():
     problem, optimizer = PROBLEMS["elman"], OPTIMIZERS["adam"]
     args = arguments(problem, 1, 6, B)
