@@ -35,7 +35,8 @@ def jacobian_norms(model: Model, *, burn_in: int = 0) -> Callable[..., jax.Array
         burn_in: the first steps only bring the state up to date.
 
     Returns:
-        `norms(params, state, xs)`, which returns `[T, B]`. It takes the Jacobian of a step, n² numbers for each
+        `norms(params, state, xs=None, *, length=None)`, which returns `[T, B]`, with the `length` T of a recurrence
+        without inputs. It takes the Jacobian of a step, n² numbers for each
         example, and n derivatives forwards to compute it.
 
     Raises:
@@ -48,8 +49,8 @@ def jacobian_norms(model: Model, *, burn_in: int = 0) -> Callable[..., jax.Array
     step = step_of(model)
     check_count("burn_in", burn_in, at_least=0)
 
-    def norms(params: PyTree, state: PyTree, xs: PyTree) -> jax.Array:
-        call = check_call(step, None, Arguments(params, state, xs), burn_in=burn_in)
+    def norms(params: PyTree, state: PyTree, xs: PyTree = None, *, length: int | None = None) -> jax.Array:
+        call = check_call(step, None, Arguments(params, state, xs, length=length), burn_in=burn_in)
 
         def of_one(state, x, directions):
             after, moved = _push(step, call.params, state, x, directions)
@@ -74,8 +75,8 @@ def lyapunov_exponents(model: Model, count: int | None = None, *, burn_in: int =
         burn_in: the first steps bring the state and the directions up to date and do not count.
 
     Returns:
-        `exponents(params, state, xs)`, which returns `[B, count]`, in nats per step, the largest first. (For a
-        recurrence without inputs pass `jnp.zeros((T, B, 0))`.)
+        `exponents(params, state, xs=None, *, length=None)`, which returns `[B, count]`, in nats per step, the largest
+        first, with the `length` T of a recurrence without inputs.
 
     Raises:
         TypeError, ValueError: for an argument that is not of this form, a count above n, and, outside of `jax.jit`, for
@@ -91,8 +92,8 @@ def lyapunov_exponents(model: Model, count: int | None = None, *, burn_in: int =
     if count is not None:
         check_count("count", count)
 
-    def exponents(params: PyTree, state: PyTree, xs: PyTree) -> jax.Array:
-        call = check_call(step, None, Arguments(params, state, xs), burn_in=burn_in)
+    def exponents(params: PyTree, state: PyTree, xs: PyTree = None, *, length: int | None = None) -> jax.Array:
+        call = check_call(step, None, Arguments(params, state, xs, length=length), burn_in=burn_in)
         size = _size(call.state)
         if count is not None and count > size:
             raise ValueError(f"count: found {count}, expected no more than the {size} numbers of a state")
@@ -130,7 +131,7 @@ def _along(call: Call, of_one: Callable, directions: np.ndarray) -> jax.Array:
         state, *rest = jax.vmap(of_one)(carry[0], x, carry[1])
         return (state, rest[0]), (state, rest[1])
 
-    _, (states, told) = jax.lax.scan(step, (call.state, begin), call.xs)
+    _, (states, told) = jax.lax.scan(step, (call.state, begin), call.xs, call.steps)
     check_finite(states)
     return told
 

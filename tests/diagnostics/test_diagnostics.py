@@ -242,6 +242,8 @@ def test_lyapunov_exponents_of_a_linear_network_are_the_logs_of_its_eigenvalues(
     np.testing.assert_allclose(exponents, [np.log(moduli[:count])] * 2, atol=1e-8)
     norms = D.jacobian_norms(linear_step, burn_in=290)(A, np.zeros((2, 4)), xs)
     np.testing.assert_allclose(norms, np.full((10, 2), np.linalg.norm(A, 2)), rtol=1e-12)
+    without_inputs = D.jacobian_norms(lambda params, h, _: (params @ h, h), burn_in=290)
+    np.testing.assert_array_equal(without_inputs(A, np.zeros((2, 4)), length=300), norms)
     np.testing.assert_allclose(D.time_to_halve(np.log([0.5, 0.25, 2.0])), [1, 0.5, -1])
 
 
@@ -270,7 +272,8 @@ def test_lyapunov_exponents_of_the_lorenz_system_are_those_of_the_tables():
         return h, h
 
     dt, begin = 0.01, np.random.default_rng(0).normal(size=(16, 3), scale=5)
-    exponents = jax.jit(D.lyapunov_exponents(step, burn_in=1000))(dt, begin, jnp.zeros((11000, 16, 0))) / dt
+    of_flow = jax.jit(D.lyapunov_exponents(step, burn_in=1000), static_argnames="length")
+    exponents = of_flow(dt, begin, length=11000) / dt
     largest, middle, least = exponents.mean(0)
     assert abs(largest - 0.906) < 0.05 * 0.906
     assert abs(middle) < 0.02
