@@ -72,6 +72,8 @@ def scan(
         unroll: time steps in one body of the compiled loops; True for all steps of a window, which is less than all;
             None is 1, and on a GPU more, as for `bptt`, but of a body that is left to `lax.scan`.
         k1, k2: steps from one window's end to the next, and steps that a window reaches back over; both or neither.
+            Second derivatives are those of the truncated gradient as a function: where a window begins moves with what
+            is differentiated, which in those of `truncated_bptt` is held.
         save, window: as for `bptt`, by default the same on every platform.
 
     Returns:

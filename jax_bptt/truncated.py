@@ -71,7 +71,8 @@ def truncated_bptt(
 
     Returns:
         `gradient(params, state, xs, targets, mask=None, reset=None, reset_state=None) -> ((loss, state), grads)`, as
-        `bptt` does. The gradient with respect to state and xs is zero where no credit arrives.
+        `bptt` does. The gradient with respect to state and xs is zero where no credit arrives. What is returned is
+        differentiated with the same cuts: its second derivatives are those of windows that begin in constants.
 
     Raises:
         TypeError, ValueError: when built, for an option, and when called, for an argument, that is not of this form;
