@@ -15,7 +15,8 @@ from jax_bptt.engine.call_plan import sums_lose_nothing, traffic_of
 from jax_bptt.engine.flatten import Wanted, flatten_call
 from jax_bptt.engine.leaves import Leaves, differentiable, nbytes
 from jax_bptt.engine.plan import AT_ONCE_FROM, Solvable, default_save, is_better_whole
-from jax_bptt.engine.step.graph import Equation, shape_of, trace
+from jax_bptt.engine.step.equations import Equation, shape_of
+from jax_bptt.engine.step.graph import trace
 from jax_bptt.engine.step.primitives import is_costly
 from jax_bptt.engine.step.pullback import transition_partials
 from jax_bptt.engine.step.structure import Alignment, is_identity

@@ -13,7 +13,9 @@ import jax
 
 from jax_bptt.engine.leaves import Leaves, accumulators
 from jax_bptt.engine.plan import narrow_first
-from jax_bptt.engine.step.graph import Equation, contracted_axes, interpret, product, shape_of, trace
+from jax_bptt.engine.step.equations import Equation, shape_of
+from jax_bptt.engine.step.graph import interpret, trace
+from jax_bptt.engine.step.products import contracted_axes, product
 from jax_bptt.model import PyTree
 
 

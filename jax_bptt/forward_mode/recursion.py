@@ -34,6 +34,7 @@ from jax_bptt.engine.leaves import (
 from jax_bptt.engine.objective import Objective, instead_of_masked, objective_of
 from jax_bptt.engine.solvers.sequential import scan_steps
 from jax_bptt.engine.step import graph
+from jax_bptt.engine.step.equations import has_side_effects, results
 from jax_bptt.engine.step.split import SplitStep, split_step
 from jax_bptt.engine.windows import vmap_leading
 from jax_bptt.forward_mode.real_numbers import (
@@ -138,7 +139,7 @@ def over_time(
 def _check_effects(call: Call) -> None:
     """That no result of side effects is read: a step and its pullback are two runs, which would read others."""
     for eqn in graph.trace(call.step, *shapes_of_one(call)).equations:
-        if graph.has_side_effects(eqn) and graph.results(eqn):
+        if has_side_effects(eqn) and results(eqn):
             raise ValueError(
                 f"model: found a step that reads results of side effects ({eqn.primitive.name}), expected one without: "
                 "forward mode runs a step more than once; jax_bptt.bptt does not"

@@ -8,6 +8,7 @@ import jax
 
 from jax_bptt.engine.leaves import is_key
 from jax_bptt.engine.step import graph, primitives
+from jax_bptt.engine.step.equations import results
 from jax_bptt.model import PyTree, Step
 
 
@@ -21,7 +22,7 @@ def with_stopped_products(step: Step) -> Step:
         traced = graph.trace(step, params, state, x)
         n_params, n_state = (len(jax.tree.leaves(tree)) for tree in (params, state))
         needed, _ = graph.backward_slice(traced, traced.outputs[:n_state], lambda _: False)
-        products = [v for eqn in needed if primitives.is_costly(eqn) for v in graph.results(eqn)]
+        products = [v for eqn in needed if primitives.is_costly(eqn) for v in results(eqn)]
         leaves = jax.tree.leaves((params, state, x))
         constant = [_stop(a) if n_params <= i < n_params + n_state else a for i, a in enumerate(leaves)]
         made = graph.extract(traced, traced.inputs, products)(*constant)

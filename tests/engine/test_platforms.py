@@ -9,7 +9,7 @@ from problems import PROBLEMS, arguments, difference
 
 import jax_bptt as jb
 from jax_bptt.engine.plan import BODY_ON_GPU, ROWS_ON_GPU, Plan, default_bodies, default_window, on_gpu
-from jax_bptt.engine.step.graph import count
+from jax_bptt.engine.step.equations import count
 from jax_bptt.engine.step.split import split_step
 from jax_bptt.engine.windows import Windows
 

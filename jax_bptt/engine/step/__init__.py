@@ -2,7 +2,9 @@
 
 It reads top to bottom, each room using those above it:
 
-    graph               traced functions; the only door to JAX's jaxprs
+    equations           what one reads and makes; the only door to JAX's jaxprs
+    products            of matrices and rows, written rows first
+    graph               traced functions, and functions made of parts of them
     primitives          which are products, elementwise, costly
     structure, blocks   which entries of a Jacobian can be other than zero; recursions of small blocks
     layout              transposes, done as late as they can be

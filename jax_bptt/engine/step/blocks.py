@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jax_bptt.engine.step.graph import Equation, Graph, Var, backward_slice, results, shape_of
+from jax_bptt.engine.step.equations import Equation, Var, results, shape_of
+from jax_bptt.engine.step.graph import Graph, backward_slice
 from jax_bptt.engine.step.primitives import is_zero
 from jax_bptt.engine.step.structure import Alignment, alignments, is_own
 

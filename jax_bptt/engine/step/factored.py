@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jax_bptt.engine.step.graph import Atom, Equation, Graph, Var, evaluate, interpret, rows_first, shape_of
+from jax_bptt.engine.step.equations import Atom, Equation, Var, shape_of
+from jax_bptt.engine.step.graph import Graph, evaluate, interpret
 from jax_bptt.engine.step.primitives import is_zero
+from jax_bptt.engine.step.products import rows_first
 
 Case = tuple[Any, int]
 """A predicate, and which of its values is meant."""

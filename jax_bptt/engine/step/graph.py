@@ -4,32 +4,38 @@
     run   = extract(graph, inputs, outputs)        the function between them, of the equations that it takes
     interpret(graph, known, outputs, replace)      evaluated one by one, some equations in another way
 
-The only door to JAX's jaxprs: no other module imports `jax.extend` or opens a jaxpr; what others read of an equation is
-its name and what it reads and makes. What is not known of one is left as it is: a product with params that are not
-known is not rewritten.
+A trace has its products written rows first. What is known of one equation is in `equations`.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
-from jax_bptt.engine.leaves import concrete, nbytes, shape_like
-
-Equation: TypeAlias = JaxprEqn
-Atom: TypeAlias = Var | Literal
-"""What an equation reads, or a function returns."""
+from jax_bptt.engine.step.equations import (
+    CALLED,
+    Atom,
+    ClosedJaxpr,
+    Equation,
+    Jaxpr,
+    Literal,
+    Var,
+    has_side_effects,
+    inner_jaxprs,
+    jaxpr_as_fun,
+    makes_once,
+    opened,
+    results,
+    shape_of,
+    variables,
+)
+from jax_bptt.engine.step.products import rows_first
 
 # Of an equation, and the values that it reads, its results, or the function to them; None leaves it as it is.
 Replace = Callable[[Equation, list[Any]], Sequence[Any] | None]
 Rewrite = Callable[[Equation], Callable[..., Sequence[Any]] | None]
-
-CALLED = {"jit", "pjit", "closed_call", "core_call", "eval_jaxpr"}
-"""What only calls what is in it."""
 
 
 class Graph(NamedTuple):
@@ -89,7 +95,7 @@ def without_repeats(graph: Graph) -> Graph:
 def _inlined(eqn: Equation) -> Callable[..., Sequence[Any]] | None:
     if eqn.primitive.name not in CALLED:
         return rows_first(eqn)
-    inner = _graph(_inner(eqn)[0])
+    inner = _graph(inner_jaxprs(eqn)[0])
     return lambda *operands: _run(inner, _inlined, *operands)
 
 
@@ -99,34 +105,9 @@ def _run(graph: Graph, rewrite: Rewrite, *operands: Any) -> list[Any]:
 
 
 def _graph(jaxpr: Jaxpr | ClosedJaxpr, structure: Any = None) -> Graph:
-    whole = _open(jaxpr)
+    whole = opened(jaxpr)
     constants = dict(zip(whole.constvars, getattr(jaxpr, "consts", ()), strict=True))
     return Graph(list(whole.invars), list(whole.outvars), list(whole.eqns), constants, structure, whole)
-
-
-def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
-    """The equations themselves; from JAX 0.11 on the two are one class."""
-    return jaxpr if isinstance(jaxpr, Jaxpr) else jaxpr.jaxpr
-
-
-def _inner(eqn: Equation) -> list[Jaxpr | ClosedJaxpr]:
-    """The jaxprs among an equation's params."""
-
-    def is_jaxpr(value: Any) -> bool:
-        return isinstance(value, Jaxpr | ClosedJaxpr)
-
-    leaves = [leaf for value in eqn.params.values() for leaf in jax.tree.leaves(value, is_leaf=is_jaxpr)]
-    return [leaf for leaf in leaves if is_jaxpr(leaf)]
-
-
-def inner_equations(eqn: Equation) -> list[Equation]:
-    """The equations of what an equation calls."""
-    return [inside for inner in _inner(eqn) for inside in _open(inner).eqns]
-
-
-def count(equations: Iterable[Equation]) -> int:
-    """How many equations these are, those inside of them included."""
-    return sum(1 + sum(count(_open(inner).eqns) for inner in _inner(eqn)) for eqn in equations)
 
 
 # What depends on what.
@@ -194,70 +175,12 @@ def origins(graph: Graph, among: Sequence[Var]) -> dict[Var, frozenset[int]]:
     return found
 
 
-def variables(atoms: Iterable[Atom]) -> list[Var]:
-    """Those of the atoms that are variables, and not literals."""
-    return [atom for atom in atoms if isinstance(atom, Var)]
-
-
-def results(eqn: Equation) -> list[Var]:
-    """The variables that an equation defines, without those that are of no use, which are of a type of their own."""
-    return [v for v in eqn.outvars if type(v) is Var]
-
-
-def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of a variable or literal."""
-    return shape_like(atom.aval)
-
-
-def bytes_of(atom: Atom) -> int:
-    """The size of a variable's value."""
-    return nbytes(shape_of(atom))
-
-
-# What may be made but once.
-
-
-def has_side_effects(eqn: Equation) -> bool:
-    """Whether an equation does something beside computing its results; to read a named axis is no such thing."""
-    return any(type(effect).__name__ != "NamedAxisEffect" for effect in eqn.effects)
-
-
-def makes_once(eqn: Equation) -> bool:
-    """Whether an equation's results may not be made again: those of side effects, and what is drawn for a whole batch.
-
-    The bits drawn with keys of "rbg" and "unsafe_rbg" are others under a `vmap` of another size.
-    """
-    if has_side_effects(eqn) or eqn.primitive.name in ("rng_bit_generator", "rng_uniform"):
-        return True
-    keys = {str(kind) for kind in map(_dtype_of, (*eqn.invars, *eqn.outvars)) if _is_key(kind)} - {"key<fry>"}
-    alike = {"random_wrap", "random_unwrap", "random_clone", "random_seed"}
-    if keys <= {"key<rbg>"}:
-        alike |= {"random_split", "random_fold_in"}  # by threefry
-    return bool(keys) and eqn.primitive.name.startswith("random_") and eqn.primitive.name not in alike
-
-
 def is_fixed(graph: Graph, atom: Atom) -> bool:
     """Whether a value may be made but once and has no derivative: as a result of side effects, or of its type."""
     made = next((eqn for eqn in graph.equations if isinstance(atom, Var) and atom in eqn.outvars), None)
     if made is None or not makes_once(made):
         return False
     return has_side_effects(made) or not jnp.issubdtype(shape_of(atom).dtype, jnp.inexact)
-
-
-def keeps_shape(eqn: Equation) -> bool:
-    """Whether `vmap` may not run an equation for several rows: a callback that is not to be mapped, or draws inside."""
-    if eqn.primitive.name == "pure_callback" and eqn.params.get("vmap_method") is None:
-        return True
-    inside = [e for inner in _inner(eqn) for e in _open(inner).eqns]
-    return any(makes_once(e) or keeps_shape(e) for e in inside)
-
-
-def _dtype_of(atom: Atom) -> Any:
-    return getattr(atom.aval, "dtype", None)
-
-
-def _is_key(dtype: Any) -> bool:
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 # Functions made of a graph.
@@ -346,98 +269,3 @@ def evaluate(graph: Graph, eqn: Equation, operands: Sequence[Any]) -> list[Any]:
     read = first_index([eqn.invars], [operands])
     made = iter(_function(graph, list(read), results(eqn), [eqn])(*read.values()))
     return [next(made) if type(v) is Var else None for v in eqn.outvars]
-
-
-def bind(eqn: Equation, operands: Sequence[Any], params: Mapping[str, Any]) -> list[Any]:
-    """The results of an equation that calls no other, of operands of other shapes, with other params."""
-    with eqn.ctx.manager:
-        made = eqn.primitive.bind(*operands, **params)
-    return list(made) if eqn.primitive.multiple_results else [made]
-
-
-# Products.
-
-
-def product(
-    eqn: Equation, left: Any, right: Any, *, axes: tuple[Sequence[int], Sequence[int]], swapped: bool = False
-) -> jax.Array:
-    """The result of a product's equation, of other operands, contracted along these axes; or of those in turn."""
-    kind, precision = eqn.params["preferred_element_type"], eqn.params["precision"]
-    precision = precision[::-1] if swapped and type(precision) is tuple else precision
-    return jax.lax.dot_general(left, right, (axes, ((), ())), precision=precision, preferred_element_type=kind)
-
-
-def contracted_axes(eqn: Equation) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The axes that a product contracts; None where it is none that `product` can rewrite."""
-    known = {"dimension_numbers", "precision", "preferred_element_type", "out_sharding"}
-    if eqn.primitive.name != "dot_general" or eqn.params.keys() - known or is_placed(eqn):
-        return None
-    plain = type(None), jax.lax.Precision, tuple  # and no algorithm, of operands in order
-    if type(eqn.params["precision"]) not in plain:
-        return None
-    (left, right), batched = eqn.params["dimension_numbers"]
-    return None if any(map(len, batched)) else (tuple(left), tuple(right))
-
-
-def is_placed(eqn: Equation) -> bool:
-    """Whether an equation says how its result is divided among devices.
-
-    Not so by a sharding that divides nothing, which derivatives of products have inside a `shard_map`.
-    """
-    told = [eqn.params[name] for name in ("sharding", "out_sharding") if eqn.params.get(name) is not None]
-    specs = [getattr(where, "spec", None) for where in told]
-    return any(spec is None or any(spec) or getattr(spec, "unreduced", ()) for spec in specs)
-
-
-def rows_first(
-    eqn: Equation, is_weight: Callable[[Atom], bool] | None = None, transpose_from: float = math.inf
-) -> Callable[..., list[jax.Array]] | None:
-    """How to compute a product of a matrix and rows, the rows first; None if it is none, or written so already.
-
-    Args:
-        is_weight: which operand is the matrix. None: the one that the other, a vector, is contracted with; of a weight
-            there may be several rows, those of a step that is written for a batch.
-        transpose_from: rows from which on the transpose of a weight that is contracted along its last axis is written
-            as an equation of its own, so that it can be done once.
-    """
-    axes = contracted_axes(eqn)
-    if axes is None:
-        return None
-    free = _free_axes(eqn, axes)
-    if is_weight is None:
-        matrices = [i for i in (0, 1) if free[i] and not free[1 - i]]
-    else:
-        matrices = [i for i in (0, 1) if free[i] and is_weight(eqn.invars[i]) and not is_weight(eqn.invars[1 - i])]
-    if len(matrices) != 1:
-        return None
-    (matrix,) = matrices
-    rows, leading = 1 - matrix, tuple(range(len(axes[matrix])))
-    turns = concrete(math.prod(free[rows])) >= transpose_from and axes[matrix] != leading
-    if rows == 0 and not turns:
-        return None
-    places = tuple(range(len(free[rows]))), tuple(range(len(free[matrix]), len(free[0]) + len(free[1])))
-
-    def run(*operands: jax.Array) -> list[jax.Array]:
-        a = jnp.moveaxis(operands[matrix], axes[matrix], leading) if turns else operands[matrix]
-        of = axes[rows], leading if turns else axes[matrix]
-        made = product(eqn, operands[rows], a, axes=of, swapped=rows == 1)
-        return [jnp.moveaxis(made, *places) if rows == 1 else made]
-
-    return run
-
-
-def rows_of(eqn: Equation, is_weight: Callable[[Atom], bool]) -> int:
-    """How many rows a weight is applied to by an equation; 1 where it is no product of a weight."""
-    weights = [is_weight(atom) for atom in eqn.invars]
-    if eqn.primitive.name == "conv_general_dilated" and weights == [False, True]:
-        return concrete(shape_of(eqn.invars[0]).shape[eqn.params["dimension_numbers"].lhs_spec[0]])
-    axes = contracted_axes(eqn)
-    if axes is None or sum(weights) != 1:
-        return 1
-    return concrete(math.prod(_free_axes(eqn, axes)[weights.index(False)]))
-
-
-def _free_axes(eqn: Equation, contracted: tuple[tuple[int, ...], tuple[int, ...]]) -> list[list[int]]:
-    """The sizes of the axes of a product's operands that are not contracted."""
-    shapes = [shape_of(atom).shape for atom in eqn.invars]
-    return [[n for i, n in enumerate(shape) if i not in of] for shape, of in zip(shapes, contracted, strict=True)]

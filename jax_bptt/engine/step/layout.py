@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 
 from jax_bptt.engine.step import graph, primitives
+from jax_bptt.engine.step.equations import Atom, Equation, Var, bind, is_placed, shape_of, variables
+from jax_bptt.engine.step.products import contracted_axes, product
 
 Order: TypeAlias = tuple[int, ...]
 
@@ -24,26 +26,26 @@ class Turned(NamedTuple):
     order: Order
 
 
-def transpose_late(whole: graph.Graph, stays: Callable[[graph.Atom], bool]) -> graph.Graph:
+def transpose_late(whole: graph.Graph, stays: Callable[[Atom], bool]) -> graph.Graph:
     """The graph with its transposes as late as they can be, those left out that undo each other.
 
     Args:
         stays: of which values transposes are done where they stand: of those that are made once.
     """
 
-    def is_late(eqn: graph.Equation) -> bool:
+    def is_late(eqn: Equation) -> bool:
         return eqn.primitive.name == "transpose" and not stays(eqn.invars[0])
 
     if not any(map(is_late, whole.equations)):
         return whole
-    returned, spread = set(graph.variables(whole.outputs)), _spread(whole)
+    returned, spread = set(variables(whole.outputs)), _spread(whole)
 
-    def replace(eqn: graph.Equation, operands: list[Any]) -> Sequence[Any] | None:
+    def replace(eqn: Equation, operands: list[Any]) -> Sequence[Any] | None:
         if is_late(eqn):
             array, before = _parts(operands[0])
             made = [_turned(array, _along(before, eqn.params["permutation"]))]
         elif any(isinstance(operand, Turned) for operand in operands):
-            made = _hand_on(whole, eqn, operands, [isinstance(a, graph.Var) and a in spread for a in eqn.invars])
+            made = _hand_on(whole, eqn, operands, [isinstance(a, Var) and a in spread for a in eqn.invars])
         else:
             return None
         # What is returned, others read as it is returned: the readout reads the state, and nothing beside it.
@@ -53,21 +55,21 @@ def transpose_late(whole: graph.Graph, stays: Callable[[graph.Atom], bool]) -> g
         known = dict(zip(whole.inputs, operands, strict=True))
         return list(map(_settled, graph.interpret(whole, known, whole.outputs, replace, effects=True)))
 
-    return graph.trace(run, *map(graph.shape_of, whole.inputs))._replace(structure=whole.structure)
+    return graph.trace(run, *map(shape_of, whole.inputs))._replace(structure=whole.structure)
 
 
-def _hand_on(whole: graph.Graph, eqn: graph.Equation, operands: list[Any], spread: Sequence[bool]) -> list[Any]:
+def _hand_on(whole: graph.Graph, eqn: Equation, operands: list[Any], spread: Sequence[bool]) -> list[Any]:
     """The results of an equation of which some operands are turned, themselves turned where it can hand that on.
 
     Args:
         spread: which operands are broadcast, so that it is all one how they are turned.
     """
-    contracted = graph.contracted_axes(eqn)
+    contracted = contracted_axes(eqn)
     if contracted is not None:
         (left, right), orders = zip(*map(_parts, operands), strict=True)
         axes = _along(orders[0], contracted[0]), _along(orders[1], contracted[1])
         of_left, of_right = (_without(order, of) for order, of in zip(orders, contracted, strict=True))
-        made = graph.product(eqn, left, right, axes=axes)
+        made = product(eqn, left, right, axes=axes)
         return [_turned(made, (*of_left, *(len(of_left) + axis for axis in of_right)))]
     order = _common_order(operands, spread)
     are_alike = all(jnp.ndim(_parts(a)[0]) in (0, len(order)) for a in operands)
@@ -75,7 +77,7 @@ def _hand_on(whole: graph.Graph, eqn: graph.Equation, operands: list[Any], sprea
     if params is None:
         return graph.evaluate(whole, eqn, list(map(_settled, operands)))
     left_out = eqn.params["axes"] if eqn.primitive.name in _REDUCTIONS else ()
-    made = graph.bind(eqn, [_in_order(a, order) for a in operands], params)
+    made = bind(eqn, [_in_order(a, order) for a in operands], params)
     return [_turned(value, _without(order, left_out)) for value in made]
 
 
@@ -84,13 +86,13 @@ _ALONG = {"split": "axis", "concatenate": "dimension"}
 _ALONG |= {f"cum{name}": "axis" for name in ("sum", "prod", "max", "min", "logsumexp")}
 
 
-def _params_along(eqn: graph.Equation, order: Order) -> dict[str, Any] | None:
+def _params_along(eqn: Equation, order: Order) -> dict[str, Any] | None:
     """The params with which an equation does to turned operands what it does to them; None where it has none."""
     name, params = eqn.primitive.name, eqn.params
-    if graph.is_placed(eqn):
+    if is_placed(eqn):
         return None
     if primitives.is_elementwise(eqn):
-        is_alike = graph.shape_of(eqn.outvars[0]).ndim == len(order)  # but for bits read as numbers of another width
+        is_alike = shape_of(eqn.outvars[0]).ndim == len(order)  # but for bits read as numbers of another width
         return params if is_alike else None
     if name in _REDUCTIONS:
         return params | {"axes": _along(order, params["axes"])}
@@ -101,11 +103,11 @@ def _params_along(eqn: graph.Equation, order: Order) -> dict[str, Any] | None:
     return params | {axis: order[params[axis]]} if axis else None
 
 
-def _spread(whole: graph.Graph) -> set[graph.Var]:
+def _spread(whole: graph.Graph) -> set[Var]:
     """What is broadcast, from fewer numbers or by axes of one, and what is made of such elementwise."""
-    spread = set[graph.Var]()
+    spread = set[Var]()
     for eqn in whole.equations:
-        arrays = [a for a in graph.variables(eqn.invars) if graph.shape_of(a).ndim]
+        arrays = [a for a in variables(eqn.invars) if shape_of(a).ndim]
         is_broadcast = eqn.primitive.name == "broadcast_in_dim"
         if is_broadcast or (primitives.is_elementwise(eqn) and spread.issuperset(arrays)):
             spread.update(eqn.outvars)

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jax_bptt.engine.step.graph import Graph, Var, backward_slice, bytes_of, variables
+from jax_bptt.engine.step.equations import Var, bytes_of, variables
+from jax_bptt.engine.step.graph import Graph, backward_slice
 from jax_bptt.engine.step.primitives import is_costly, operations
 
 Node = Any  # whatever a graph's values are named by

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_bptt.engine.leaves import concrete
-from jax_bptt.engine.step.graph import CALLED, Equation, bind, inner_equations, shape_of
+from jax_bptt.engine.step.equations import CALLED, Equation, bind, inner_equations, shape_of
 
 
 def operations(eqn: Equation) -> float:

@@ -25,6 +25,7 @@ import jax
 from jax_bptt.engine.leaves import Leaves, combine, differentiable, only, split_list
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.blocks import Block, blocks_of, is_affine
+from jax_bptt.engine.step.equations import Atom, Var, has_side_effects, results, shape_of
 from jax_bptt.engine.step.factored import Cotangent, evaluate_factored
 from jax_bptt.engine.step.partition import Recomputation, derived_states, min_cut_residuals, recomputation
 from jax_bptt.engine.step.split import SplitStep
@@ -102,7 +103,7 @@ def split_pullback(
     # runs is always made of the transition's own equations: those of its pullback have lost custom derivatives.
     forwards = graph.trace(transition, weights, before, drive)
     groups = _split_by(forwards.inputs, weights, before)
-    values = [*forwards.outputs, *groups[2], *(v for eqn in forwards.equations for v in graph.results(eqn))]
+    values = [*forwards.outputs, *groups[2], *(v for eqn in forwards.equations for v in results(eqn))]
     reached = functools.partial(_reached, forwards, groups)
     credited, depends, _, _ = ends = reached(ends)
     pullback = functools.partial(_values_and_pullback, graph.extract_grouped(forwards, groups, values), ends)
@@ -125,7 +126,7 @@ def split_pullback(
         fix=fix,
         linearise=lambda weights, before, drive, after, saved: linearise(weights, [*after, *saved, *before, *drive]),
         pull=lambda fixed, rows, delta: jax.tree.unflatten(structure, pull(fixed, rows, jax.tree.leaves(delta))),
-        residuals=list(map(graph.shape_of, of_saved)),
+        residuals=list(map(shape_of, of_saved)),
         coefficients=recursion.coefficients,
         derived=derived,
         derive=_without(derived, forwards, groups, of_saved),
@@ -136,14 +137,14 @@ def split_pullback(
         jacobian=functools.partial(_jacobian, recursion, moving, len(before)),
         blocks=blocks_of(recursion.whole, recursion.delta, recursion.whole.outputs, moving),
         is_affine=len(moving) == len(before)
-        and not any(map(graph.has_side_effects, forwards.equations))
+        and not any(map(has_side_effects, forwards.equations))
         and is_affine(forwards, groups[1], forwards.outputs),
         has_delta=tuple(leaf is not None for leaf in delta),
         has_drive_bar=tuple(leaf is not None for leaf in only(ends.drive, differentiable(drive))),
     )
 
 
-def _reached(forwards: graph.Graph, groups: Sequence[Sequence[graph.Var]], ends: Ends) -> Ends:
+def _reached(forwards: graph.Graph, groups: Sequence[Sequence[Var]], ends: Ends) -> Ends:
     """Ends as they come to: a leaf of the state after the step is credited from the next one, too, if it gets there.
 
     And in the place of whether δ is wanted, whether the leaf depends on anything whose cotangent is wanted.
@@ -175,10 +176,10 @@ class _Joint(NamedTuple):
     """The graph of a transition's values and of its pullback."""
 
     whole: graph.Graph
-    inputs: list[list[graph.Var]]  # weights, before, drive, δ
-    level: dict[graph.Var, int]  # 0 of weights, 1 of rows, 2 of cotangents
-    values: list[graph.Atom]  # the state after the step first
-    before_bar: list[graph.Atom]
+    inputs: list[list[Var]]  # weights, before, drive, δ
+    level: dict[Var, int]  # 0 of weights, 1 of rows, 2 of cotangents
+    values: list[Atom]  # the state after the step first
+    before_bar: list[Atom]
 
 
 def _trace_joint(pullback: Callable, arguments: tuple[Leaves, Leaves, Leaves], delta: Leaves) -> _Joint:
@@ -219,7 +220,7 @@ def _cut_recursion(
         terms = evaluate_factored(joint.whole, known, cotangents, joint.before_bar, is_weight, transpose_from)
         return [c.value() if isinstance(c, Cotangent) else c for c in terms]
 
-    shapes = [*before, *(graph.shape_of(joint.values[i]) for i in saved), *before, *drive]
+    shapes = [*before, *(shape_of(joint.values[i]) for i in saved), *before, *drive]
     return _cut(recursion, weights, shapes, [before[i] for i in moving])
 
 
@@ -248,8 +249,8 @@ def _values_and_pullback(
 
 def _with_residuals(
     forwards: graph.Graph,
-    groups: list[list[graph.Var]],
-    residuals: list[graph.Atom],
+    groups: list[list[Var]],
+    residuals: list[Atom],
     effects: bool = False,
     fixed: tuple[int, ...] = (),
 ) -> Callable[..., tuple[Leaves, Leaves]]:
@@ -303,7 +304,7 @@ def only_forwards(parts: SplitStep, leaves: int) -> Pullback:
 
 
 def _without(
-    derived: tuple[bool, ...], joint: graph.Graph, groups: list[list[graph.Var]], saved: Leaves
+    derived: tuple[bool, ...], joint: graph.Graph, groups: list[list[Var]], saved: Leaves
 ) -> Callable[..., Leaves]:
     """The state after the step, of states without their derived leaves."""
     weights, before, drive = groups
@@ -351,7 +352,7 @@ class _Recursion(NamedTuple):
     parts: tuple[Callable, Callable, Callable]  # what is fixed, per row, and per step
     coefficients: Leaves  # shapes of what is made per row
     whole: graph.Graph  # of all of it
-    delta: list[graph.Var]  # δ after the step, among its inputs
+    delta: list[Var]  # δ after the step, among its inputs
 
 
 def _cut(function: Callable, weights: Leaves, rows: Leaves, delta: Leaves) -> _Recursion:
@@ -366,8 +367,8 @@ def _cut(function: Callable, weights: Leaves, rows: Leaves, delta: Leaves) -> _R
         graph.extract_grouped(joint, [W, R], coefficients),
         graph.extract_grouped(joint, [fixed, coefficients, D], joint.outputs),
     )
-    return _Recursion(parts, list(map(graph.shape_of, coefficients)), joint, D)
+    return _Recursion(parts, list(map(shape_of, coefficients)), joint, D)
 
 
-def _split_by(items: list[graph.Var], *trees: Leaves) -> list[list[graph.Var]]:
+def _split_by(items: list[Var], *trees: Leaves) -> list[list[Var]]:
     return split_list(items, *map(len, trees), None)

@@ -24,7 +24,19 @@ import jax
 
 from jax_bptt.engine.leaves import Leaves, split_list
 from jax_bptt.engine.step import graph, primitives
+from jax_bptt.engine.step.equations import (
+    Atom,
+    Equation,
+    Var,
+    count,
+    keeps_shape,
+    makes_once,
+    results,
+    shape_of,
+    variables,
+)
 from jax_bptt.engine.step.layout import transpose_late
+from jax_bptt.engine.step.products import rows_first, rows_of
 from jax_bptt.model import PyTree, Step
 
 
@@ -85,14 +97,14 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
     once = _made_once(whole, level, S_new)
     S_new = [*S_new, *once]
 
-    def is_opaque(outputs: Sequence[graph.Atom]) -> bool:
+    def is_opaque(outputs: Sequence[Atom]) -> bool:
         return any(map(primitives.is_opaque, graph.backward_slice(whole, outputs, lambda v: level[v] <= 0)[0]))
 
-    def at(variables: list[graph.Var], wanted: int) -> list[graph.Var]:
-        return [v for v in variables if level[v] == wanted]
+    def at(among: list[Var], wanted: int) -> list[Var]:
+        return [v for v in among if level[v] == wanted]
 
     # What the readout takes as given: the values of the new state that are computed from input or state.
-    given = [v for v in graph.variables(S_new) if level[v] > 0]
+    given = [v for v in variables(S_new) if level[v] > 0]
 
     for_transition = graph.frontier(whole, S_new, lambda v: level[v] in (0, 1) or v in S, effects=True)
     drive = at(for_transition, 1)
@@ -111,12 +123,12 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
         readout=lambda weights, after, x, before: jax.tree.unflatten(
             output_structure, readout(weights, after, x, before)
         ),
-        once=list(map(graph.shape_of, once)),
+        once=list(map(shape_of, once)),
         fixed=tuple(i for i, v in enumerate(S_new) if graph.is_fixed(whole, v)),
-        one_by_one=any(map(graph.keeps_shape, whole.equations)),
+        one_by_one=any(map(keeps_shape, whole.equations)),
         opaque=is_opaque(S_new),
         opaque_readout=is_opaque(Y),
-        equations=graph.count(whole.equations),
+        equations=count(whole.equations),
         rows=rows,
         from_params=tuple(map(graph.origins(whole, P).__getitem__, weights)),
         drive_from=tuple(map(graph.origins(whole, [*weights, *X]).__getitem__, drive)),
@@ -128,22 +140,22 @@ def split_step(step: Step, params: PyTree, state: PyTree, x: PyTree, *, transpos
 
 
 def _read_by(
-    whole: graph.Graph, before: list[graph.Var], after: list[graph.Atom], given: list[graph.Var]
+    whole: graph.Graph, before: list[Var], after: list[Atom], given: list[Var]
 ) -> tuple[frozenset[tuple[bool, int]], ...]:
     """Of each leaf of the output, which leaves of the state it reads, as they are after the step or before it."""
     states = {v: (False, i) for i, v in enumerate(before) if v not in given}
-    states |= {v: (True, i) for i, v in reversed(list(enumerate(after))) if isinstance(v, graph.Var) and v in given}
+    states |= {v: (True, i) for i, v in reversed(list(enumerate(after))) if isinstance(v, Var) and v in given}
     read, places = graph.origins(whole, list(states)), list(states.values())
     outputs = whole.outputs[len(before) :]
-    return tuple(frozenset(places[i] for v in graph.variables([y]) for i in read[v]) for y in outputs)
+    return tuple(frozenset(places[i] for v in variables([y]) for i in read[v]) for y in outputs)
 
 
-def _made_by_products(whole: graph.Graph, level: Mapping[graph.Var, int]) -> set[graph.Var]:
+def _made_by_products(whole: graph.Graph, level: Mapping[Var, int]) -> set[Var]:
     """What depends on more than params, and takes something costly to compute."""
-    made = set[graph.Var]()
+    made = set[Var]()
     for eqn in whole.equations:
         moving = [v for v in eqn.outvars if level[v] > 0]
-        if moving and (primitives.is_costly(eqn) or not made.isdisjoint(graph.variables(eqn.invars))):
+        if moving and (primitives.is_costly(eqn) or not made.isdisjoint(variables(eqn.invars))):
             made.update(moving)
     return made
 
@@ -157,10 +169,10 @@ def _rows_first(whole: graph.Graph, n_params: int, n_state: int, transpose_from:
 
     is_weight = functools.partial(graph.has_level, level, 0)
 
-    def rewrite(eqn: graph.Equation) -> Callable | None:
-        return graph.rows_first(eqn, is_weight, transpose_from if id(eqn) in in_loop else math.inf)
+    def rewrite(eqn: Equation) -> Callable | None:
+        return rows_first(eqn, is_weight, transpose_from if id(eqn) in in_loop else math.inf)
 
-    rows = max((graph.rows_of(eqn, is_weight) for eqn in whole.equations), default=1)
+    rows = max((rows_of(eqn, is_weight) for eqn in whole.equations), default=1)
     if not any(map(rewrite, whole.equations)):
         return whole, rows
     whole = graph.retrace(whole, rewrite)
@@ -168,12 +180,12 @@ def _rows_first(whole: graph.Graph, n_params: int, n_state: int, transpose_from:
     return transpose_late(whole, lambda atom: not graph.has_level(level, 1, atom)), rows
 
 
-def _made_once(whole: graph.Graph, level: Mapping[graph.Var, int], after: list[graph.Atom]) -> list[graph.Var]:
+def _made_once(whole: graph.Graph, level: Mapping[Var, int], after: list[Atom]) -> list[Var]:
     """What may be made but once and is read by something else, but for what is a leaf of the state after the step."""
-    makes = [eqn for eqn in whole.equations if graph.makes_once(eqn) and any(level[v] > 0 for v in graph.results(eqn))]
-    made = {v for eqn in makes for v in graph.results(eqn)} - set(graph.variables(after))
+    makes = [eqn for eqn in whole.equations if makes_once(eqn) and any(level[v] > 0 for v in results(eqn))]
+    made = {v for eqn in makes for v in results(eqn)} - set(variables(after))
     if not made:
         return []
     others = [eqn for eqn in whole.equations if all(eqn is not once for once in makes)]
-    read = {*graph.variables(whole.outputs), *(v for eqn in others for v in graph.variables(eqn.invars))}
-    return [v for eqn in makes for v in graph.results(eqn) if v in made and v in read]
+    read = {*variables(whole.outputs), *(v for eqn in others for v in variables(eqn.invars))}
+    return [v for eqn in makes for v in results(eqn) if v in made and v in read]

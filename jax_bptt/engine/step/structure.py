@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from jax_bptt.engine.step.graph import Atom, Equation, Graph, Var, shape_of, variables
+from jax_bptt.engine.step.equations import Atom, Equation, Var, shape_of, variables
+from jax_bptt.engine.step.graph import Graph
 from jax_bptt.engine.step.primitives import is_elementwise
 
 Units: TypeAlias = np.ndarray

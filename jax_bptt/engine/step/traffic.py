@@ -18,6 +18,7 @@ import jax
 
 from jax_bptt.engine.leaves import Leaves, combine, differentiable, nbytes, only, split_list
 from jax_bptt.engine.step import graph, primitives
+from jax_bptt.engine.step.equations import Atom, Var, bytes_of, results, variables
 from jax_bptt.engine.step.pullback import Pullback
 from jax_bptt.engine.step.split import SplitStep
 from jax_bptt.model import Save
@@ -121,33 +122,33 @@ def _joint(
     after, bars_out = split_list(traced.outputs, len(S), None)
     through = {v for v, new in zip(S, after, strict=True) if v is new}
     eqns, _ = graph.backward_slice(traced, traced.outputs, lambda _: False)
-    last = [eqn for eqn in eqns if any(level[v] == 3 for v in graph.results(eqn))]
-    read = {v for eqn in last for v in graph.variables(eqn.invars) if 0 < level[v] < 3}
+    last = [eqn for eqn in eqns if any(level[v] == 3 for v in results(eqn))]
+    read = {v for eqn in last for v in variables(eqn.invars) if 0 < level[v] < 3}
     saved = [v for v in read if v not in through and v not in X]
     n = sum(w is not None for w in wanted[0])
     return _Joint(
-        saved=sum(map(graph.bytes_of, saved)),
+        saved=sum(map(bytes_of, saved)),
         arrays=len(saved),
         contributions=_written(traced, bars_out[:n], level),
-        opaque=any(primitives.is_opaque(eqn) and any(level[v] > 0 for v in graph.results(eqn)) for eqn in eqns),
+        opaque=any(primitives.is_opaque(eqn) and any(level[v] > 0 for v in results(eqn)) for eqn in eqns),
     )
 
 
-def _written(traced: graph.Graph, weights_bar: list[graph.Atom], level: dict[graph.Var, int]) -> int:
+def _written(traced: graph.Graph, weights_bar: list[Atom], level: dict[Var, int]) -> int:
     """The bytes of all rows that are written on the way to the weights' cotangents.
 
     Products are sums over rows, and so is all that is made of them; elementwise operations are done where they are
     read, by another kind of operation or by the sum over rows; a scatter reads what it adds.
     """
     eqns, _ = graph.backward_slice(traced, weights_bar, lambda v: level[v] < 3)
-    summed, total, ends = set[graph.Var](), 0, set(graph.variables(weights_bar))
-    read_whole = ends | {v for eqn in eqns if not primitives.is_elementwise(eqn) for v in graph.variables(eqn.invars)}
+    summed, total, ends = set[Var](), 0, set(variables(weights_bar))
+    read_whole = ends | {v for eqn in eqns if not primitives.is_elementwise(eqn) for v in variables(eqn.invars)}
     for eqn in eqns:
-        made, read = graph.results(eqn), graph.variables(eqn.invars)
+        made, read = results(eqn), variables(eqn.invars)
         if primitives.is_product(eqn) or not summed.isdisjoint(read):
             summed.update(made)
         elif eqn.primitive.name.startswith("scatter"):
-            total += sum(graph.bytes_of(v) for v in read if level[v] == 3)
+            total += sum(bytes_of(v) for v in read if level[v] == 3)
         elif not primitives.is_elementwise(eqn) or not read_whole.isdisjoint(made):
-            total += sum(map(graph.bytes_of, made))
+            total += sum(map(bytes_of, made))
     return total

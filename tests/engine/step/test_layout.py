@@ -6,6 +6,7 @@ from jaxprs import primitives
 from steps import normal
 
 from jax_bptt.engine.step import graph
+from jax_bptt.engine.step.equations import Var
 from jax_bptt.engine.step.layout import transpose_late
 from jax_bptt.engine.step.split import split_step
 
@@ -30,7 +31,7 @@ UNDONE = {
 def of(function, *arguments):
     """A function's graph, before and after; evaluated, both agree."""
     whole = graph.trace(function, *arguments)
-    late = transpose_late(whole, lambda atom: not isinstance(atom, graph.Var))
+    late = transpose_late(whole, lambda atom: not isinstance(atom, Var))
     expected = jax.tree.leaves(function(*arguments))
     got = graph.extract(late, late.inputs, late.outputs)(*arguments)
     for one, other in zip(got, expected, strict=True):

@@ -2,8 +2,12 @@ import itertools
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+from jax.experimental import io_callback
 
-from jax_bptt.engine.step.partition import minimum_cut
+from jax_bptt.engine.step.graph import trace
+from jax_bptt.engine.step.partition import derived_states, minimum_cut
 
 
 @st.composite
@@ -40,3 +44,20 @@ def test_of_several_the_last_is_taken():
     assert minimum_cut(before | {"half": ["gate"]}, dict.fromkeys(before, 3) | {"half": 1}, ["sum"], ["half"]) == [
         "half"
     ]
+
+
+def test_a_leaf_of_the_state_that_a_side_effect_makes_is_not_computed_again():
+    def transition(weights, before, drive):
+        count = before[0] + 1
+        return [count, io_callback(lambda c: c, jax.ShapeDtypeStruct((), count.dtype), count)]
+
+    graph = trace(transition, [], [jnp.zeros(()), jnp.zeros(())], [])
+    assert derived_states(graph, graph.inputs, []) == (False, False)
+    pure = trace(lambda count, told: [count + 1, jnp.sin(count + 1)], jnp.zeros(()), jnp.zeros(()))
+    assert derived_states(pure, pure.inputs, []) == (False, True)
+
+
+def test_a_leaf_that_another_one_was_derived_from_is_saved():
+    graph = trace(lambda a, b, x: [b, x], *[jnp.zeros(2)] * 3)
+    a, b, x = graph.inputs
+    assert derived_states(graph, [a, b], [x]) == (True, False)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from jax_bptt.engine.step.graph import bytes_of, trace
+from jax_bptt.engine.step.equations import bytes_of
+from jax_bptt.engine.step.graph import trace
 from jax_bptt.engine.step.primitives import is_costly, operations
 
 rng = np.random.default_rng(0)
