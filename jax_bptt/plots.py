@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
-from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from jax_bptt.checks.options import check_if_truncated, describe
 from jax_bptt.diagnostics import TruncationBias
@@ -228,36 +228,6 @@ def truncation_bias(
     return figure
 
 
-def times(times: Mapping[str, Mapping[str, float]], *, ax: Axes | None = None) -> Figure:
-    """How many times as long as ours others take: a group of bars for each task, a bar for each of the others.
-
-    Args:
-        times: by task, by name of the other, its time where ours is 1; drawn on a logarithmic scale, from 1.
-    """
-    figure, ax = _axes(ax, width=max(6, 0.15 * sum(map(len, times.values()))))
-    names = list(dict.fromkeys(name for others in times.values() for name in others))
-    width = 0.8 / max(1, len(names))
-    for i, name in enumerate(names):
-        here = {place: others[name] for place, others in enumerate(times.values()) if name in others}
-        ax.bar(
-            [place + (i - (len(names) - 1) / 2) * width for place in here],
-            [time - 1 for time in here.values()],
-            width,
-            bottom=1,
-            color=COLORS[i % len(COLORS)],
-            hatch="//" if i >= len(COLORS) else None,
-            label=name,
-        )
-    ax.axhline(1, color="black", linewidth=1.2, label="ours")
-    ax.set_yscale("log", base=2)
-    ax.yaxis.set_major_locator(FixedLocator([n * 2.0**k for k in range(-4, 8) for n in (1, 1.5)]))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}×"))
-    ax.set_xticks(range(len(times)), list(times), rotation=45, ha="right", fontsize="small")
-    ax.set(ylabel="times as long as ours")
-    ax.legend(frameon=False, fontsize="small", ncols=5, loc="lower left", bbox_to_anchor=(0, 1.0))
-    return figure
-
-
 def running_mean(values: Sequence[float], share: float = 0.02) -> np.ndarray:
     """The mean over the last `share` of all values, or what there is of it."""
     width = max(1, round(share * len(values)))
@@ -288,28 +258,3 @@ def _line(i: int) -> dict[str, Any]:
     """The look of the i-th of several lines."""
     style = ("-", "--", "-.", ":")[i // len(COLORS) % 4]
     return {"color": COLORS[i % len(COLORS)], "linestyle": style, "linewidth": 1.8}
-
-
-def report(
-    path: str,
-    characters: Sequence[float],
-    bits: Sequence[float],
-    held_out: tuple[Sequence[float], Sequence[float]],
-    baselines: Mapping[str, float],
-    norms: Mapping[str, Sequence[float]],
-    steps: Sequence[int] | None = None,
-) -> None:
-    """The command's picture, written to a file: `training_curve`, `horizons` where they adapt, and `gradient_norms`."""
-    adapts = steps is not None
-    figure = Figure(figsize=(16 if adapts else 11, 4.2), layout="constrained")
-    left, *between, right = figure.subplots(1, 3 if adapts else 2)
-    training_curve(characters, bits, held_out=held_out, baselines=baselines, ax=left)
-    gradient_norms(norms, ax=right)
-    if adapts:
-        horizons(characters, steps, ax=between[0])
-    figure.savefig(path, dpi=150)
-
-
-def file_types() -> list[str]:
-    """The endings of the files that `report` can write."""
-    return sorted(Figure().canvas.get_supported_filetypes())

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from tests.benchmarks import __main__ as program
-from tests.benchmarks import devices, gpu, scans, zoo
+from tests.benchmarks import devices, gpu, picture, scans, zoo
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,6 +28,19 @@ def test_quick_benchmark_runs_and_all_agree(tmp_path, capsys):
     assert 0 < np.max(differences) <= 1e-5
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("benchmark.png", "means.png"))
     assert "Geometric means" in capsys.readouterr().out
+
+
+def test_times_draws_a_group_of_bars_for_each_task():
+    times = {"elman": {"jax.grad": 1.5, "torch": 0.75}, "gru": {"jax.grad": 2.0}}
+    (ax,) = picture.bars(times).axes
+    assert [bar.get_y() + bar.get_height() for bar in ax.patches] == [1.5, 2.0, 0.75]
+    assert {bar.get_y() for bar in ax.patches} == {1}
+    centres = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
+    assert [round(centre) for centre in centres] == [0, 1, 0]
+    assert len({to_hex(bar.get_facecolor()) for bar in ax.patches}) == 2
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["elman", "gru"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ours", "jax.grad", "torch"]
+    assert ax.get_yscale() == "log"
 
 
 def test_what_is_for_a_device_runs_on_any(tmp_path, capsys):

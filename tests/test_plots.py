@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 from matplotlib.path import Path
 
 from jax_bptt import plots
@@ -66,18 +65,6 @@ def test_running_mean_equals_a_loop(values):
     np.testing.assert_allclose(plots.running_mean(values), want)
 
 
-def test_report_writes_both_pictures(tmp_path):
-    held_out = ([1e6, 2e6], [3.4, 3.1])
-    plots.report(str(tmp_path / "adaptive.png"), CHARACTERS, BITS, held_out, {}, {"after": [1.0]}, [8] * len(BITS))
-    plots.report(str(tmp_path / "report.png"), CHARACTERS, BITS, held_out, {"unigram": 4.0}, {"after": [1.0, 2.0]})
-    assert imread(tmp_path / "adaptive.png").shape[:2] == (630, 2400)
-    image = imread(tmp_path / "report.png")
-    assert image.shape[:2] == (630, 1650)
-    for half in np.split(image[..., :3], 2, axis=1):
-        assert half.min() < 0.5 < half.max()
-    assert "png" in plots.file_types()
-
-
 def test_accuracies_draws_a_line_for_each_gradient():
     (ax,) = plots.accuracies({"exact": [0.5, 0.9], "truncated": [0.25, 0.5]}).axes
     assert [line.get_ydata().tolist() for line in ax.lines] == [[50, 90], [25, 50]]
@@ -85,19 +72,6 @@ def test_accuracies_draws_a_line_for_each_gradient():
     assert texts(ax) == ["exact: 90.0 %", "truncated: 50.0 %"]
     assert ax.get_ylim() == (0, 100)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "test images told right (%)")
-
-
-def test_times_draws_a_group_of_bars_for_each_task():
-    times = {"elman": {"jax.grad": 1.5, "torch": 0.75}, "gru": {"jax.grad": 2.0}}
-    (ax,) = plots.times(times).axes
-    assert [bar.get_y() + bar.get_height() for bar in ax.patches] == [1.5, 2.0, 0.75]
-    assert {bar.get_y() for bar in ax.patches} == {1}
-    centres = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
-    assert [round(centre) for centre in centres] == [0, 1, 0]
-    assert len({to_hex(bar.get_facecolor()) for bar in ax.patches}) == 2
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["elman", "gru"]
-    assert texts(ax) == ["ours", "jax.grad", "torch"]
-    assert ax.get_yscale() == "log"
 
 
 def test_credit_matrix_draws_norms_and_the_windows_of_truncation():

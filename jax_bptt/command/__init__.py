@@ -7,7 +7,8 @@ What was said is read before anything is imported that needs an extra, so that `
 
 `text` makes integers of characters, `language_model` is trained on them, and `ngrams` has what it should beat.
 `gradient_check` lays the gradient beside that of `jax.grad`, `devices` divides the streams among the cores, `records`
-keeps checkpoints and a log, and `terminal` says how it goes. Nothing else of the package imports this one.
+keeps checkpoints and a log, `terminal` says how it goes, and `picture` draws how it went. Nothing else of the package
+imports this one.
 
 Needs rich, matplotlib and scikit-learn: `pip install 'jax_bptt[cli]'`.
 """

@@ -39,7 +39,7 @@ def text_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Callable[[s
     """Those of the language model, and what exits with a message about an argument."""
     parser = _parser("jax-bptt", _ABOUT_TEXT, _TEXT)
     arguments = parser.parse_args(argv, argparse.Namespace(**_UNSAID))
-    _check_file(parser, "--out", arguments.out, jb.plots.file_types())
+    _check_file(parser, "--out", arguments.out, _picture_types())
     if arguments.log is not None:
         _check_file(parser, "--log", arguments.log)
     if arguments.checkpoint is not None:
@@ -56,7 +56,7 @@ def digits_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Those of the digits."""
     parser = _parser("jax-bptt digits", _ABOUT_DIGITS, {"": _DIGITS})
     arguments = parser.parse_args(argv)
-    _check_file(parser, "--out", arguments.out, jb.plots.file_types())
+    _check_file(parser, "--out", arguments.out, _picture_types())
     return arguments
 
 
@@ -98,6 +98,13 @@ def _settle_horizons(parser: argparse.ArgumentParser, arguments: argparse.Namesp
     while 2 * horizons[-1] < arguments.chunk:
         horizons.append(2 * horizons[-1])
     return [*horizons, arguments.chunk]
+
+
+def _picture_types() -> list[str]:
+    """The endings of the files that a picture can be written to."""
+    from matplotlib.figure import Figure  # of an extra, without which there is `--help` all the same
+
+    return sorted(Figure().canvas.get_supported_filetypes())
 
 
 def _check_file(parser: argparse.ArgumentParser, name: str, found: str, file_types: Sequence[str] = ()) -> None:

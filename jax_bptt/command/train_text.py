@@ -18,8 +18,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 import jax_bptt as jb
-from jax_bptt import plots
-from jax_bptt.command import devices, language_model, ngrams, records, terminal, text
+from jax_bptt.command import devices, language_model, ngrams, picture, records, terminal, text
 from jax_bptt.command.arguments import ADAPT_EVERY, CELLS, chosen_optimizer
 from jax_bptt.command.gradient_check import Gradient, compare_gradients, distance
 from jax_bptt.command.language_model import LOSS, TextTask, Training, first_chunk
@@ -248,7 +247,7 @@ def _report(run: TextRun, training: Training, out: Console) -> None:
     horizons = training.horizons.tolist() if run.arguments.adaptive is not None else None
     here = np.isfinite(training.held_out)
     measured = np.asarray(read)[here].tolist(), training.held_out[here].tolist()
-    plots.report(run.arguments.out, read, training.bits.tolist(), measured, counted, norms, horizons)
+    picture.draw(run.arguments.out, read, training.bits.tolist(), measured, counted, norms, horizons)
 
 
 def _print_sample(run: TextRun, params: Any, out: Console) -> None:

@@ -3,5 +3,5 @@
     python -m tests.benchmarks --help
 
 `peers` has what ours is compared with, `tables` which of them stand in a row, `measure` takes time and memory, and
-`__main__` prints one table, and writes it as JSON and as a picture.
+`__main__` prints one table, and writes it as JSON and as a `picture`.
 """

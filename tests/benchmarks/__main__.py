@@ -16,9 +16,7 @@ from typing import Any
 
 import jax
 
-from jax_bptt import plots
-
-from . import shapes, tables, zoo
+from . import picture, shapes, tables, zoo
 from .measure import Measured, measure, product_rate
 
 TABLES = {
@@ -96,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     written = [options.out / "benchmark.json"]
     if times:
         for name, drawn in (("benchmark.png", times), ("means.png", _means(times))):
-            plots.times(drawn).savefig(options.out / name, dpi=150)
+            picture.bars(drawn).savefig(options.out / name, dpi=150)
             written.append(options.out / name)
     print(f"written: {', '.join(map(str, written))}")
     if options.device:

@@ -7,7 +7,7 @@ from pathlib import Path
 def test_what_is_missing_is_named(tmp_path):
     for name, extra, arguments in (
         ("rich.console", "cli", []),
-        ("matplotlib.axes", "cli", []),
+        ("matplotlib.figure", "cli", []),
         ("sklearn.datasets", "cli", ["digits"]),
         ("orbax.checkpoint", "checkpoint", ["--checkpoint", "c"]),
     ):
