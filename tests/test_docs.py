@@ -53,7 +53,10 @@ def shell_lines():
 
 @pytest.mark.parametrize("line", sorted({*shell_lines()}))
 def test_shell_lines_are_of_what_there_is(line, capsys):
-    """Parsed by the commands that they name; each command is run, made small, by the tests of its own."""
+    """Parsed by the commands that they name, and not run: they take minutes to hours.
+
+    Programs of the package, and of the tests but for `tests.accelerators`, are run small by tests of their own.
+    """
     words = shlex.split(line, comments=True)
     if words[:2] == ["pip", "install"]:
         (extras,) = re.findall(r"\[(.*)\]|$", words[-1])[:1]

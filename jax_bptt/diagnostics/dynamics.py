@@ -36,8 +36,8 @@ def jacobian_norms(model: Model, *, burn_in: int = 0) -> Callable[..., jax.Array
 
     Returns:
         `norms(params, state, xs=None, *, length=None)`, which returns `[T, B]`, with the `length` T of a recurrence
-        without inputs. It takes the Jacobian of a step, n² numbers for each
-        example, and n derivatives forwards to compute it.
+        without inputs. It takes the Jacobian of a step, n² numbers for each example, and n derivatives forwards to
+        compute it.
 
     Raises:
         TypeError, ValueError: for an argument that is not of this form, and, outside of `jax.jit`, for states that are

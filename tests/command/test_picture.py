@@ -2,6 +2,7 @@ import numpy as np
 from matplotlib.image import imread
 
 from jax_bptt.command import picture
+from jax_bptt.command.arguments import text_arguments
 
 CHARACTERS, BITS = np.arange(1, 101) * 2e4, 3 + 2 / np.arange(1, 101)
 
@@ -15,3 +16,8 @@ def test_all_parts_are_drawn_side_by_side(tmp_path):
     assert image.shape[:2] == (630, 1650)
     for half in np.split(image[..., :3], 2, axis=1):
         assert half.min() < 0.5 < half.max()
+
+
+def test_it_can_be_a_png(tmp_path):
+    arguments, _ = text_arguments(["--out", str(tmp_path / "report.png")])
+    assert arguments.out == str(tmp_path / "report.png")
