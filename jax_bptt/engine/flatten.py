@@ -32,7 +32,8 @@ from jax_bptt.engine.leaves import (
 )
 from jax_bptt.engine.plan import TRANSPOSE_FROM, Solvable, default_bodies, is_small
 from jax_bptt.engine.platforms import Bodies
-from jax_bptt.engine.step.pullback import Ends, Pullback, only_forwards, split_pullback
+from jax_bptt.engine.step.ends import Ends
+from jax_bptt.engine.step.pullback import Pullback, only_forwards, split_pullback
 from jax_bptt.engine.step.split import SplitStep, split_step
 from jax_bptt.engine.windows import map_leading, vmap_leading
 from jax_bptt.model import PyTree

@@ -10,6 +10,9 @@ It reads top to bottom, each room using those above it:
     layout              transposes, done as late as they can be
     split               the step's four parts
     partition           what to save of a step: a minimum cut
-    factored, pullback  the transition's derivative; a cotangent as a sum of factor ⊙ root
+    ends                where credit comes from and is wanted, and how far either reaches
+    factored            a cotangent as a sum of factor ⊙ root
+    recursion           that of δ, made of such
+    pullback            the transition's derivative
     traffic             what it moves, cut into its parts or whole
 """

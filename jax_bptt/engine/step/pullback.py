@@ -25,11 +25,12 @@ import jax
 from jax_bptt.engine.leaves import Leaves, combine, differentiable, only, split_list
 from jax_bptt.engine.step import graph
 from jax_bptt.engine.step.blocks import Block, blocks_of, is_affine
+from jax_bptt.engine.step.ends import Ends, reach
 from jax_bptt.engine.step.equations import Atom, Var, has_side_effects, results, shape_of
-from jax_bptt.engine.step.factored import Cotangent, evaluate_factored
 from jax_bptt.engine.step.partition import Recomputation, derived_states, min_cut_residuals, recomputation
+from jax_bptt.engine.step.recursion import Joint, cut_recursion, jacobian, trace_joint
 from jax_bptt.engine.step.split import SplitStep
-from jax_bptt.engine.step.structure import Alignment, alignments
+from jax_bptt.engine.step.structure import Alignment
 
 
 class Pullback(NamedTuple):
@@ -54,23 +55,14 @@ class Pullback(NamedTuple):
     complete: Callable[[Leaves, Leaves, Leaves, Leaves], Leaves]
     recomputation: Recomputation  # what it takes to compute the residuals again
     #: Ends as they come to: where credit gets to from there, and where it depends on what is wanted.
-    reached: Callable[["Ends"], "Ends"]
-    ends: "Ends | None"  # those that it is of, as they come to; None of a step that is only run
+    reached: Callable[[Ends], Ends]
+    ends: Ends | None  # those that it is of, as they come to; None of a step that is only run
     #: How each leaf of δ before the step depends on each after it, by leaf after, then by leaf before.
     jacobian: Callable[[], list[list[Alignment | None]]]
     blocks: list[Block] | None  # what is solved for all time at once; None of what is not
     is_affine: bool  # whether the transition is affine in the state, all leaves of which have a δ
     has_delta: tuple[bool, ...]  # per state leaf: whether credit passes it, from where it comes to where it is wanted
     has_drive_bar: tuple[bool, ...]  # per leaf of the drive: whether its cotangent is wanted
-
-
-class Ends(NamedTuple):
-    """Where credit comes from, and where it is wanted."""
-
-    credited: tuple[bool, ...]  # per state leaf after the step: whether it has credit from elsewhere than the next step
-    state: tuple[bool, ...]  # per state leaf before the step: whether δ itself is wanted
-    weights: tuple[bool, ...]  # per weight: whether its cotangent is wanted
-    drive: tuple[bool, ...]  # per leaf of the drive
 
 
 def split_pullback(
@@ -102,20 +94,20 @@ def split_pullback(
     # Every value of the transition, the new state first, so that each can be found again in the pullback's graph. What
     # runs is always made of the transition's own equations: those of its pullback have lost custom derivatives.
     forwards = graph.trace(transition, weights, before, drive)
-    groups = _split_by(forwards.inputs, weights, before)
+    groups = split_list(forwards.inputs, len(weights), len(before), None)
     values = [*forwards.outputs, *groups[2], *(v for eqn in forwards.equations for v in results(eqn))]
-    reached = functools.partial(_reached, forwards, groups)
+    reached = functools.partial(reach, forwards, groups)
     credited, depends, _, _ = ends = reached(ends)
     pullback = functools.partial(_values_and_pullback, graph.extract_grouped(forwards, groups, values), ends)
     arguments, of_any = (weights, before, drive), only(depends, differentiable(before))
-    joint = _trace_joint(pullback, arguments, of_any)
+    joint = trace_joint(pullback, arguments, of_any)
     places = _places_of_residuals(joint, costly)  # of any credit: `scan` saves them before it knows of which
     of_saved = [values[i] for i in places]
     delta = only(credited, of_any)
     moving, structure = [i for i, leaf in enumerate(delta) if leaf is not None], jax.tree.structure(delta)
     if structure != jax.tree.structure(of_any):
-        joint = _trace_joint(pullback, arguments, delta)
-    recursion = _cut_recursion(joint, arguments, places, moving, transpose_from)
+        joint = trace_joint(pullback, arguments, delta)
+    recursion = cut_recursion(joint, arguments, places, moving, transpose_from)
     fix, linearise, pull = recursion.parts
     cheap = itertools.compress(groups[2], map(operator.not_, costly))
     derived = derived_states(forwards, groups[1], [*groups[0], *cheap, *of_saved])
@@ -134,7 +126,7 @@ def split_pullback(
         recomputation=recomputation(forwards, of_saved, itertools.compress(groups[1], derived)),
         reached=reached,
         ends=ends,
-        jacobian=functools.partial(_jacobian, recursion, moving, len(before)),
+        jacobian=functools.partial(jacobian, recursion, moving, len(before)),
         blocks=blocks_of(recursion.whole, recursion.delta, recursion.whole.outputs, moving),
         is_affine=len(moving) == len(before)
         and not any(map(has_side_effects, forwards.equations))
@@ -144,92 +136,13 @@ def split_pullback(
     )
 
 
-def _reached(forwards: graph.Graph, groups: Sequence[Sequence[Var]], ends: Ends) -> Ends:
-    """Ends as they come to: a leaf of the state after the step is credited from the next one, too, if it gets there.
-
-    And in the place of whether δ is wanted, whether the leaf depends on anything whose cotangent is wanted.
-
-    Args:
-        forwards: the graph of the transition.
-        groups: its inputs, weights, before and drive.
-    """
-
-    def those(chosen: Sequence[bool], items: Sequence[Any]) -> list[Any]:
-        return list(itertools.compress(items, chosen))
-
-    weights, before, drive = groups
-    after = forwards.outputs[: len(before)]
-    asked = [*those(ends.weights, weights), *those(ends.drive, drive)]
-    credited, depends = ends.credited, ends.state
-    for _ in before:  # a step further back, and a step further on
-        known = credited, depends
-        met = set(graph.backward_slice(forwards, those(credited, after), lambda _: False)[1])
-        level = graph.dependence(forwards, [forwards.inputs, [*asked, *those(depends, before)]])
-        credited = tuple(c or v in met for c, v in zip(credited, before, strict=True))
-        depends = tuple(d or graph.has_level(level, 1, v) for d, v in zip(depends, after, strict=True))
-        if known == (credited, depends):
-            break
-    return ends._replace(credited=credited, state=depends)
-
-
-class _Joint(NamedTuple):
-    """The graph of a transition's values and of its pullback."""
-
-    whole: graph.Graph
-    inputs: list[list[Var]]  # weights, before, drive, δ
-    level: dict[Var, int]  # 0 of weights, 1 of rows, 2 of cotangents
-    values: list[Atom]  # the state after the step first
-    before_bar: list[Atom]
-
-
-def _trace_joint(pullback: Callable, arguments: tuple[Leaves, Leaves, Leaves], delta: Leaves) -> _Joint:
-    """The joint graph of these leaves of δ; cotangents of weights and drive are there for what their making reads."""
-    joint = graph.trace(pullback, *arguments, delta)
-    n_values, n_before, _ = (of.num_leaves for of in joint.structure.children())
-    values, before_bar, _ = split_list(joint.outputs, n_values, n_before, None)
-    W, S, D, of_delta = _split_by(joint.inputs, *arguments)
-    level = graph.dependence(joint, [W, [*S, *D], of_delta], once=1)
-    return _Joint(joint, [W, S, D, of_delta], level, values, before_bar)
-
-
-def _places_of_residuals(joint: _Joint, costly: tuple[bool, ...]) -> list[int]:
+def _places_of_residuals(joint: Joint, costly: tuple[bool, ...]) -> list[int]:
     """Which of the values are to be saved."""
     _, S, D, _ = joint.inputs
     place = graph.first_index([joint.values], [range(len(joint.values))])
     states = [*S, *joint.values[: len(S)]]
     saved = min_cut_residuals(joint.whole, joint.level, states, itertools.compress(D, costly), place)
     return [place[v] for v in saved]
-
-
-def _cut_recursion(
-    joint: _Joint, arguments: tuple[Leaves, Leaves, Leaves], saved: list[int], moving: list[int], transpose_from: float
-) -> "_Recursion":
-    """The recursion of δ.
-
-    Args:
-        saved: the places of the residuals among the values.
-        moving: the places of the leaves that have a δ.
-    """
-    (W, S, D, of_delta), (weights, before, drive) = joint.inputs, arguments
-    of_rows = [*joint.values[: len(S)], *(joint.values[i] for i in saved), *S, *D]
-    is_weight = functools.partial(graph.has_level, joint.level, 0)
-
-    def recursion(weights: Leaves, rows: Leaves, delta: Leaves) -> Leaves:
-        known = graph.first_index([W, of_rows], [weights, rows])
-        cotangents = dict(zip(of_delta, delta, strict=True))
-        terms = evaluate_factored(joint.whole, known, cotangents, joint.before_bar, is_weight, transpose_from)
-        return [c.value() if isinstance(c, Cotangent) else c for c in terms]
-
-    shapes = [*before, *(shape_of(joint.values[i]) for i in saved), *before, *drive]
-    return _cut(recursion, weights, shapes, [before[i] for i in moving])
-
-
-def _jacobian(recursion: "_Recursion", moving: list[int], leaves: int) -> list[list[Alignment | None]]:
-    found: list[list[Alignment | None]] = [[None] * leaves for _ in range(leaves)]
-    for i, source in zip(moving, recursion.delta, strict=True):
-        for j, alignment in zip(moving, alignments(recursion.whole, source, recursion.whole.outputs), strict=True):
-            found[i][j] = alignment
-    return found
 
 
 def _values_and_pullback(
@@ -344,31 +257,3 @@ def transition_partials(
         return pull(deltas), known
 
     return graph.reuse(pulled, (weights, before, drive, deltas, after), (after, residuals))
-
-
-class _Recursion(NamedTuple):
-    """The recursion of δ, cut by what its equations depend on."""
-
-    parts: tuple[Callable, Callable, Callable]  # what is fixed, per row, and per step
-    coefficients: Leaves  # shapes of what is made per row
-    whole: graph.Graph  # of all of it
-    delta: list[Var]  # δ after the step, among its inputs
-
-
-def _cut(function: Callable, weights: Leaves, rows: Leaves, delta: Leaves) -> _Recursion:
-    """A function of weights, values of a row and cotangents, cut."""
-    joint = graph.trace(function, weights, rows, delta)
-    W, R, D = _split_by(joint.inputs, weights, rows)
-    level = graph.dependence(joint, [W, R, D])
-    for_pull = graph.frontier(joint, joint.outputs, lambda v: level[v] in (0, 1) or v in D)
-    fixed, coefficients = ([v for v in for_pull if level[v] == k] for k in (0, 1))
-    parts = (
-        graph.extract_grouped(joint, [W], fixed),
-        graph.extract_grouped(joint, [W, R], coefficients),
-        graph.extract_grouped(joint, [fixed, coefficients, D], joint.outputs),
-    )
-    return _Recursion(parts, list(map(shape_of, coefficients)), joint, D)
-
-
-def _split_by(items: list[Var], *trees: Leaves) -> list[list[Var]]:
-    return split_list(items, *map(len, trees), None)

@@ -10,7 +10,8 @@ from steps import BUILT_IN, OTHERS, PLAIN, WITH_KEY_AND_COUNT, Example, H, I, O,
 import jax_bptt as jb
 from jax_bptt.engine.leaves import combine, differentiable
 from jax_bptt.engine.plan import default_save
-from jax_bptt.engine.step.pullback import Ends, split_pullback, transition_partials
+from jax_bptt.engine.step.ends import Ends
+from jax_bptt.engine.step.pullback import split_pullback, transition_partials
 from jax_bptt.engine.step.split import split_step
 from jax_bptt.engine.windows import without_leading
 
